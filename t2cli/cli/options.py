@@ -1,0 +1,28 @@
+"""The options that commands share, each defined once.
+
+A command takes the ones it needs as parameters: `base: Base = DEFAULT_BASE, json: Json = False`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+DEFAULT_BASE = "smollm2-135m"
+
+Base = Annotated[str, typer.Option("--base", metavar="NAME", help="Base model: a name, a Hub id or a local folder.")]
+RegistryPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--registry",
+        metavar="PATH",
+        help="Folder of experts.",
+        show_default="T2_REGISTRY, else T2_HOME/registry and the shipped experts",
+    ),
+]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress; warnings remain.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything random.")]

@@ -1,0 +1,58 @@
+"""Every setting of t2's algorithms, as frozen dataclasses. Values are the defaults a user gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SELECTIONS = ("all", "mlp", "attention")
+
+
+@dataclass(frozen=True)
+class DecomposeConfig:
+    """Which weights get a basis, and on which device it is computed."""
+
+    selection: str = "all"  # one of SELECTIONS
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn: temperature 0 is greedy."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One reinforcement-learning run of z (math.md 5). The defaults are the preset `t2`."""
+
+    preset: str = "t2"
+    steps: int = 60
+    prompts_per_step: int = 12
+    group: int = 4  # rollouts per prompt
+    temperature: float = 1.0
+    learning_rate: float = 2e-3
+    warmup_steps: int = 3
+    final_learning_rate: float = 0.1  # cosine decay ends at this share of learning_rate
+    kl_coefficient: float = 0.02
+    max_gradient_norm: float = 1.0
+    weight_decay: float = 0.0
+    micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
+    validate_every: int = 10
+    validation_examples: int = 100
+    evaluation_examples: int = 400
+    selection: str = "all"
+    seed: int = 0
+
+
+PRESETS: dict[str, TrainConfig] = {"t2": TrainConfig()}
+
+
+def preset(name: str, **changes: object) -> TrainConfig:
+    """Return the preset `name` with the given fields changed; None leaves a field as it is."""
+    from t2cli.lookup import require
+
+    require(name, PRESETS, "preset")
+    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""A base model that can answer as any expert and is the base again afterwards, bit for bit.
+
+Two invariants hold and are tested (architecture.md): factored, per-row and folded application agree and z = 1 is the
+base; and after any use of an expert, an error inside it included, the base weights are what they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from t2cli.errors import IncompatibleBaseError, T2Error
+from t2cli.models.base import BaseModel
+from t2cli.models.basis_cache import decompose, load_bases
+from t2cli.models.targets import Target, find_targets
+from t2cli.svf.basis import Basis
+from t2cli.svf.linear import SVFLinear
+from t2cli.svf.zvector import ZVectors
+
+
+class AdaptedModel:
+    """A base whose target layers are SVFLinear. Without an expert in use it computes exactly what the base does.
+
+    The base weights are only ever read. Bases are attached when first needed (`prepare`).
+    """
+
+    def __init__(self, base: BaseModel, selection: str = "all") -> None:
+        self.base = base
+        self.model = base.model
+        self.selection = selection
+        self.targets: list[Target] = find_targets(base.model, selection)
+        self._layers: dict[str, SVFLinear] = {}
+        self._folded_for: ZVectors | None = None  # whose W' the spare buffers hold
+        self._spare: dict[str, torch.Tensor] = {}
+        for target in self.targets:
+            parent, _, child = target.module.rpartition(".")
+            owner = self.model.get_submodule(parent)
+            linear = getattr(owner, child)
+            if not isinstance(linear, nn.Linear):
+                raise T2Error(
+                    f"{target.module} is adapted already", hint="detach the other AdaptedModel first"
+                )
+            layer = SVFLinear(linear)
+            setattr(owner, child, layer)
+            self._layers[target.weight] = layer
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Return r of each target by weight name."""
+        return {target.weight: target.rank for target in self.targets}
+
+    @property
+    def layers(self) -> Mapping[str, SVFLinear]:
+        """Return the adapted layers by weight name."""
+        return self._layers
+
+    def detach(self) -> None:
+        """Put the base's own linear layers back."""
+        for target in self.targets:
+            parent, _, child = target.module.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, self._layers[target.weight].linear)
+
+    def prepare(self, *, quiet: bool = False) -> None:
+        """Attach the bases from the cache, making those that are missing first."""
+        if all(layer.basis is not None for layer in self._layers.values()):
+            return
+        from t2cli.config import DecomposeConfig
+
+        config = DecomposeConfig(selection=self.selection, device=str(self.base.device))
+        decompose(self.base.files, self.base.identity, config, quiet=quiet)
+        self.attach(load_bases(self.base.identity, self.targets))
+
+    def attach(self, bases: Mapping[str, Basis]) -> None:
+        """Give each target its basis, on the device of its weight."""
+        for weight, layer in self._layers.items():
+            basis = bases[weight]
+            layer.basis = basis._replace(Q=basis.Q.to(layer.weight.device))
+
+    def check(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        """Raise IncompatibleBaseError unless every z belongs to a target and has its rank."""
+        ranks = self.ranks
+        for name, z in vectors.items():
+            if name not in ranks:
+                raise IncompatibleBaseError(
+                    f"the expert adapts {name}, which {self.base.identity.name} does not have",
+                    hint="use an expert that `t2 list` shows as compatible with this base",
+                )
+            if z.shape[-1] != ranks[name]:
+                raise IncompatibleBaseError(
+                    f"the expert has {z.shape[-1]} numbers for {name}, the base has {ranks[name]}",
+                    hint="use an expert that `t2 list` shows as compatible with this base",
+                )
+
+    @contextlib.contextmanager
+    def use_z(self, z: ZVectors, *, folded: bool = True) -> Iterator[None]:
+        """Answer as the expert `z`: folded (native speed, W' is formed) or factored (no W')."""
+        self.check(z)
+        self.prepare()
+        with self._restored():
+            self._clear()
+            if folded:
+                for name, W in self._fold(z).items():
+                    self._layers[name].folded = W
+            else:
+                self._set(z)
+            yield
+
+    @contextlib.contextmanager
+    def per_row(self, rows: Sequence[ZVectors]) -> Iterator[None]:
+        """Answer each row of a batch as its own expert; `rows` has one entry per row."""
+        for z in rows:
+            self.check(z)
+        self.prepare()
+        stacked: dict[str, torch.Tensor] = {}
+        for name, rank in self.ranks.items():
+            if any(name in z for z in rows):
+                stacked[name] = torch.stack([z[name] if name in z else torch.ones(rank) for z in rows])
+        with self._restored():
+            self._clear()
+            self._set(stacked)
+            yield
+
+    @contextlib.contextmanager
+    def with_tensors(self, vectors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Answer factored with the given tensors themselves, so that gradients reach them."""
+        self.check(vectors)
+        self.prepare()
+        with self._restored():
+            self._clear()
+            self._set(vectors)
+            yield
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Answer as the base model, whatever expert is in use around this block."""
+        with self._restored():
+            self._clear()
+            yield
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Keep, repeat or reorder the rows of a `per_row` batch as the batch itself changes; else do nothing."""
+        for layer in self._layers.values():
+            if layer.z is not None and layer.z.ndim == 2:
+                layer.z = layer.z[rows]
+
+    def _set(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        for name, z in vectors.items():
+            layer = self._layers[name]
+            layer.z = z.to(layer.weight.device)
+
+    def _clear(self) -> None:
+        for layer in self._layers.values():
+            layer.z = layer.folded = None
+
+    @contextlib.contextmanager
+    def _restored(self) -> Iterator[None]:
+        before = {name: (layer.z, layer.folded) for name, layer in self._layers.items()}
+        try:
+            yield
+        finally:
+            for name, (z, folded) in before.items():
+                self._layers[name].z, self._layers[name].folded = z, folded
+
+    def _fold(self, z: ZVectors) -> dict[str, torch.Tensor]:
+        """Return W' by name; the same expert asked for again in a row costs nothing."""
+        if self._folded_for is not z:
+            self.release()
+            self._spare = {name: self._layers[name].fold(vector) for name, vector in z.items()}
+            self._folded_for = z
+        return self._spare
+
+    def release(self) -> None:
+        """Free the folded weights that are kept for reuse."""
+        self._spare, self._folded_for = {}, None

@@ -1,0 +1,109 @@
+"""Load a base model: weights, tokenizer and identity, on the device a person asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from t2cli.errors import CorruptArtifactError, T2Error, UsageError
+from t2cli.models.catalog import BaseFiles, locate
+from t2cli.models.identity import BaseIdentity, identify
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base. `eos` are the token ids that end an answer, `context` the longest sequence it can read."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: BaseIdentity
+    files: BaseFiles
+    eos: frozenset[int]
+    context: int
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model's embeddings are, and so where token ids go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        """Return the token ids of a chat up to where the assistant's answer begins."""
+        if self.tokenizer.chat_template is None:  # a plain language model: the last message is the prompt
+            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
+        encoded: Any = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of generated token ids without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device for a --device value; auto takes CUDA, then MPS, then the CPU."""
+    import torch
+
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}", hint=f"choose from {', '.join(DEVICES)}")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[device]:
+        raise T2Error(
+            f"this machine or this build of torch has no {device} device", hint="use --device auto or cpu"
+        )
+    return torch.device(device)
+
+
+def load_base(base: str, *, device: str = "auto", quiet: bool = False) -> BaseModel:
+    """Return the base named by the catalog, a folder or a Hub id, in evaluation mode and frozen.
+
+    On the CPU weights are float32, which is faster there than bfloat16; elsewhere they stay as stored.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    where = resolve_device(device)
+    files = locate(base, quiet=quiet)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    identity = identify(files, quiet=quiet)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.folder, trust_remote_code=False, local_files_only=True
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=torch.float32 if where.type == "cpu" else "auto",
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CorruptArtifactError(
+            f"the model in {files.folder} cannot be loaded: {first_line}",
+            hint="delete the folder and run again to fetch it anew, if it is a cache",
+        ) from error
+    model.to(where).eval().requires_grad_(False)
+    return BaseModel(model, tokenizer, identity, files, _eos_of(model, tokenizer), _context_of(model))
+
+
+def _eos_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = declared if isinstance(declared, list) else [declared, tokenizer.eos_token_id]
+    return frozenset(int(token) for token in ids if token is not None)
+
+
+def _context_of(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or 1 << 20)

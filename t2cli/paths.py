@@ -1,0 +1,59 @@
+"""Where things are on disk: every environment variable t2 reads is read here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def t2_home() -> Path:
+    """Return `T2_HOME`, or the platform's folder for application data."""
+    if home := os.environ.get("T2_HOME"):
+        return Path(home).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("t2", appauthor=False))
+
+
+def cache_dir() -> Path:
+    """Return the folder of everything that can be made again: base weights and bases."""
+    return t2_home() / "cache"
+
+
+def runs_dir() -> Path:
+    """Return the folder of training runs."""
+    return t2_home() / "runs"
+
+
+def shipped_registry() -> Path:
+    """Return the experts that come with t2: inside an installed package, else beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_shipped_registry"
+    return installed if installed.is_dir() else package.parent / "registry"
+
+
+def registry_search_path(registry: str | Path | None = None) -> list[Path]:
+    """Return the folders searched for experts; the first is written to.
+
+    `registry` (the --registry option) wins over `T2_REGISTRY` (a search path); both replace the
+    default, which is `$T2_HOME/registry` and then the experts that ship with t2.
+    """
+    if registry is not None:
+        return [Path(registry).expanduser()]
+    if search := os.environ.get("T2_REGISTRY"):
+        return [Path(part).expanduser() for part in search.split(os.pathsep) if part]
+    return [t2_home() / "registry", shipped_registry()]
+
+
+def debug() -> bool:
+    """Tell whether errors come with a traceback (`T2_DEBUG=1`)."""
+    return os.environ.get("T2_DEBUG", "") not in ("", "0")
+
+
+def display(path: Path, roots: Sequence[Path] | None = None) -> str:
+    """Return `path` as a person would write it: relative to the home folder where that is shorter."""
+    for root in roots or [Path.home()]:
+        if path.is_relative_to(root):
+            return str(Path("~") / path.relative_to(root))
+    return str(path)

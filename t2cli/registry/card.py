@@ -1,0 +1,118 @@
+"""The README.md of an expert: a Hugging Face model card generated from its manifest."""
+
+from __future__ import annotations
+
+import re
+
+from t2cli.registry.manifest import EvaluationRecord, ExpertManifest
+
+_HUB_ID = re.compile(r"(?:hub:|hf://|hf:|https://huggingface\.co/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&!])")
+
+
+def model_card(manifest: ExpertManifest) -> str:
+    """Return the model card: YAML front matter that the Hub understands, then Markdown for people."""
+    from t2cli.registry.strict_yaml import dump_mapping
+
+    sections = [
+        _introduction(manifest),
+        _facts(manifest),
+        _evaluation(manifest),
+        _parents(manifest),
+        _use(manifest),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return f"---\n{dump_mapping(front_matter(manifest))}---\n\n{body}\n"
+
+
+def front_matter(manifest: ExpertManifest) -> dict[str, object]:
+    """Return the card's metadata as plain data; there is no license, because the manifest knows none."""
+    hub_id = _HUB_ID.fullmatch(manifest.base.source)
+    matter: dict[str, object] = {
+        "library_name": "t2",
+        "base_model": hub_id[1] if hub_id else manifest.base.name,
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-generation",
+        "tags": ["t2", "transformer-squared", "svf", manifest.kind],
+    }
+    if manifest.evaluation:
+        results = [_result(row) for row in manifest.evaluation]
+        matter["model-index"] = [{"name": manifest.name, "results": results}]
+    return matter
+
+
+def _result(row: EvaluationRecord) -> dict[str, object]:
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": row.task, "type": row.task, "split": row.split},
+        "metrics": [{"type": "accuracy", "value": row.expert_accuracy, "name": f"accuracy on {row.n} examples"}],
+    }
+
+
+def _introduction(manifest: ExpertManifest) -> str:
+    what = {"expert": "an expert", "dispatcher": "a dispatcher", "mix": "a mix of experts"}[manifest.kind]
+    base, targets = _escaped(manifest.base.name), manifest.targets
+    lines = [
+        f"# {manifest.name}, version {manifest.version}",
+        _escaped(manifest.description),
+        f"This is {what} of [Transformer-Squared](https://arxiv.org/abs/2501.06252): one vector z for each of"
+        f" {targets.count} weight matrices of {base}, {targets.parameters:,} numbers in all, which rescale"
+        " the singular values of that matrix. It holds no weights of the base model.",
+    ]
+    return "\n\n".join(line for line in lines if line)
+
+
+def _facts(manifest: ExpertManifest) -> str:
+    base, training = manifest.base, manifest.training
+    rows = [
+        ("category", manifest.category),
+        ("base model", f"{base.name} from {base.source}" + (f" at {base.revision}" if base.revision else "")),
+        ("SHA-256 of the base's weights", base.fingerprint.weights),
+        ("adapted matrices", manifest.targets.selection),
+        ("parametrisation of z", manifest.z.parametrisation),
+        ("SHA-256 of z.safetensors", manifest.z.sha256),
+    ]
+    if training:
+        how = f"{training.task}, preset {training.preset}, {training.steps} steps, seed {training.seed}"
+        rows.append(("trained on", f"{how}, {training.seconds:.0f} s on {training.device}"))
+    rows.append(("created", manifest.created))
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {_escaped(value)} |" for key, value in rows)])
+
+
+def _evaluation(manifest: ExpertManifest) -> str:
+    if not manifest.evaluation:
+        return ""
+    lines = [
+        "## Evaluation",
+        "",
+        "Paired, on examples that neither trained the expert nor chose its checkpoint. Intervals are 95 %.",
+        "",
+        "| task | split | examples | base | expert | interval | gain | McNemar p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in manifest.evaluation:
+        gain = f"{row.gain:+.3f}"
+        if row.gain_ci95 is not None:
+            gain += f" ({row.gain_ci95[0]:+.3f} to {row.gain_ci95[1]:+.3f})"
+        interval = f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
+        lines.append(
+            f"| {_escaped(row.task)} | {_escaped(row.split)} | {row.n} | {row.base_accuracy:.3f}"
+            f" | {row.expert_accuracy:.3f} | {interval} | {gain} | {row.mcnemar_p:.2g} |"
+        )
+    return "\n".join(lines)
+
+
+def _parents(manifest: ExpertManifest) -> str:
+    if not manifest.parents:
+        return ""
+    rows = [f"| {_escaped(parent.ref)} | {parent.alpha:g} | {parent.digest} |" for parent in manifest.parents]
+    return "\n".join(["## Made from", "", "| expert | alpha | SHA-256 of expert.yaml |", "|---|---|---|", *rows])
+
+
+def _use(manifest: ExpertManifest) -> str:
+    return f"## Use\n\n```\nt2 chat --expert {manifest.name}@{manifest.version}\n```"
+
+
+def _escaped(text: str) -> str:
+    """Return `text` so that Markdown shows it as it is."""
+    return _MARKDOWN.sub(r"\\\1", text)

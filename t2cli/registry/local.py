@@ -1,0 +1,277 @@
+"""The registry on this machine: a search path of folders of experts. Only the first is written to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from t2cli import paths
+from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NotFoundError, T2Error, UsageError
+from t2cli.files import disk_error, folder_being_made, locked
+from t2cli.lookup import near_matches
+from t2cli.registry.card import model_card
+from t2cli.registry.entry import CARD_FILE, MANIFEST_FILE, RESTORE, ExpertEntry, Slot, check_inside, read_entry, slots
+from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest, TargetsRecord
+from t2cli.registry.reference import VERSION_PATTERN, ExpertRef, check_name
+from t2cli.registry.zfile import check_finite, read_header
+
+__all__ = ["ExpertEntry", "LocalRegistry"]
+
+# Inside the class `list` is the method.
+Entries = list[ExpertEntry]
+Slots = list[Slot]
+Problems = list[T2Error]
+Lines = list[str]
+
+_REMOVED = ".removed"  # .3.removed: version 3 existed once
+
+
+class LocalRegistry:
+    """The experts in the folders of `search_path`; None means the one the environment gives.
+
+    `problems` holds why versions were passed over by the latest `list`.
+    """
+
+    def __init__(self, search_path: Sequence[Path] | None = None) -> None:
+        given = paths.registry_search_path() if search_path is None else search_path
+        folders: dict[str, Path] = {}
+        for path in given:  # the same folder twice would list every expert twice
+            folders.setdefault(os.path.realpath(path), path)
+        self.search_path = tuple(folders.values())
+        self.problems: Problems = []
+        self._sources = {paths.shipped_registry(): "shipped", paths.t2_home() / "registry": "local"}
+
+    def list(self, *, base_digest: str | None = None) -> Entries:
+        """Return every version of every expert; with `base_digest` only those for the base of these weights.
+
+        In the order of the search path, then by base, name and version. Reads manifests only. What cannot be
+        read is left out and added to `problems`.
+        """
+        entries: Entries = []
+        self.problems = []
+        for slot in self._slots(problems=self.problems):
+            if base_digest is not None and not slot.is_for(base_digest):
+                continue
+            try:
+                entry = self._read(slot)
+            except T2Error as error:
+                if slot.path.is_dir():  # else another process removed it in the meantime
+                    self.problems.append(error)
+                continue
+            if base_digest in (None, entry.manifest.base.fingerprint.weights):
+                entries.append(entry)
+        return entries
+
+    def find(self, ref: ExpertRef | str, *, base_digest: str | None = None) -> ExpertEntry:
+        """Return the expert that `ref` names: by digest, by version, or the newest on the search path.
+
+        Where two folders have the same version, the first on the search path wins. With `base_digest` only
+        experts for the base with these weights count; without it versions of all bases are compared.
+
+        Raises NotFoundError with near matches, IncompatibleBaseError if there are such experts for other
+        bases only, CorruptArtifactError if the expert is damaged (an older version is never returned
+        instead), and UsageError for a malformed reference or one to the Hub.
+        """
+        ref = _local(ref)
+        candidates = self._candidates(ref)
+        ours = [slot for slot in candidates if base_digest is None or slot.is_for(base_digest)]
+        found = self._matching(ref, ours, base_digest)
+        if found:
+            return found[0]
+        others = self._matching(ref, candidates, None) if base_digest else []
+        if base_digest and others:
+            raise self._incompatible(others[0], base_digest)
+        raise NotFoundError(
+            f"there is no expert {ref}, but others of that name",
+            hint=f"known: {', '.join(dict.fromkeys(slot.reference for slot in self._slots(ref.name)))}",
+        )
+
+    def put(self, manifest: ExpertManifest, z: bytes) -> ExpertEntry:
+        """Publish an expert as the next version of its name and return it; safe among several processes.
+
+        `z` is the content of z.safetensors; the manifest's version, z.file and z.sha256 are set here. The
+        version follows the newest on the whole search path, so that a reference means one expert only, and
+        the number of a removed version is not used again. A version appears whole or not at all.
+
+        Raises UsageError for a name that cannot be, CorruptArtifactError for a manifest or z that `verify`
+        would refuse, T2Error if writing fails (disk full, no permission).
+        """
+        check_name(manifest.name)
+        if not BASE_NAME_PATTERN.fullmatch(manifest.base.name):
+            raise UsageError(f"{manifest.base.name!r} cannot be a base's short name", hint="leave out slashes")
+        _check_z(z, manifest.targets, Z_FILE)
+        root = self._writable()
+        home = root / manifest.base.folder / manifest.name
+        check_inside(root, home)
+        record = replace(manifest.z, file=Z_FILE, sha256=hashlib.sha256(z).hexdigest())
+        with self._locked():
+            slot = Slot(root, manifest.base.folder, manifest.name, self._next_version(manifest, home))
+            manifest = replace(manifest, version=slot.version, z=record)
+            text = manifest.to_yaml()
+            ExpertManifest.from_yaml(text, MANIFEST_FILE)  # nothing is published that could not be read
+            card = model_card(manifest)
+            try:
+                with folder_being_made(slot.path) as folder:
+                    (folder / Z_FILE).write_bytes(z)
+                    (folder / CARD_FILE).write_bytes(card.encode())
+                    (folder / MANIFEST_FILE).write_bytes(text.encode())
+            except FileExistsError as error:  # only by a program that does not take the lock
+                raise T2Error(f"{slot.path} appeared while it was being written", hint="try again") from error
+        return self._read(slot)
+
+    def remove(self, ref: ExpertRef | str, *, base_digest: str | None = None) -> ExpertRef:
+        """Delete the one version that `ref` names, damaged or not, and return its exact reference.
+
+        Raises UsageError if several versions or bases fit or it lies in a folder that is not written to,
+        NotFoundError if there is none, T2Error if it cannot be deleted.
+        """
+        ref = _local(ref)
+        candidates = [slot for slot in self._candidates(ref) if base_digest is None or slot.is_for(base_digest)]
+        if ref.digest is not None:
+            digests = {entry.path for entry in self._matching(ref, candidates, base_digest)}
+            candidates = [slot for slot in candidates if slot.path in digests]
+        if not candidates:
+            raise NotFoundError(f"there is no expert {ref} to remove", hint="see what there is with: t2 list")
+        root = self._writable()
+        own = [slot for slot in candidates if slot.registry == root]
+        if len(own) > 1:
+            places = ", ".join(f"{slot.reference} ({slot.base})" for slot in own)
+            raise UsageError(f"{ref} could be any of: {places}", hint="name one version, and its base")
+        if not own:
+            raise UsageError(
+                f"{ref} is in {candidates[0].registry}, which is not written to",
+                hint=f"only experts in {root} can be removed",
+            )
+        self._delete(own[0])
+        return ExpertRef(own[0].name, version=own[0].version)
+
+    def verify(self, entry: ExpertEntry) -> Lines:
+        """Return everything that is wrong with an expert on disk, nothing if it is sound.
+
+        Checks the manifest and that it is still the one in `entry`, the hash of z.safetensors, its header,
+        that all numbers are finite, and that matrices and numbers are as many as the manifest says.
+        """
+        found: Lines = []
+        slot = Slot(entry.registry, entry.path.parent.parent.name, entry.path.parent.name, int(entry.path.name))
+        try:
+            now = self._read(slot)
+            if now.digest != entry.digest:
+                found.append(f"{entry.path / MANIFEST_FILE} has changed: its SHA-256 is not {entry.digest}")
+            entry = now
+        except T2Error as error:
+            found.append(error.message)
+        try:
+            _check_z(entry.z_bytes(), entry.manifest.targets, str(entry.path / Z_FILE))
+        except T2Error as error:
+            found.append(error.message)
+        return found
+
+    def _slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
+        problems = [] if problems is None else problems
+        return [slot for registry in self.search_path for slot in slots(registry, problems, name)]
+
+    def _candidates(self, ref: ExpertRef) -> Slots:
+        """Return the places `ref` may mean, best first; NotFoundError if there are none of that name."""
+        named = self._slots(ref.name)
+        if not named:
+            hint = near_matches(ref.name, {slot.name for slot in self._slots()})
+            raise NotFoundError(
+                f"there is no expert named {ref.name!r}", hint=hint or "there are no experts yet: train one"
+            )
+        fitting = [slot for slot in named if ref.version in (None, slot.version)]
+        # A stable sort: the search path decides between equal versions.
+        return sorted(fitting, key=lambda slot: -slot.version)
+
+    def _matching(self, ref: ExpertRef, places: Slots, base_digest: str | None) -> Entries:
+        """Return the entries in `places` that `ref` names: all of them for a digest, else the first only.
+
+        A place that cannot be read raises its error, unless a digest is sought and another place has it.
+        """
+        found: Entries = []
+        problems: Problems = []
+        for slot in places:
+            try:
+                entry = self._read(slot)
+            except T2Error as error:
+                if ref.digest is None:
+                    raise
+                problems.append(error)
+                continue
+            if base_digest not in (None, entry.manifest.base.fingerprint.weights):
+                continue
+            if ref.digest is None:
+                return [entry]
+            if entry.digest.startswith(ref.digest):
+                found.append(entry)
+        if problems and not found:
+            raise problems[0]
+        return found
+
+    def _incompatible(self, entry: ExpertEntry, base_digest: str) -> IncompatibleBaseError:
+        known = {slot.base for slot in self._slots() if slot.is_for(base_digest)}
+        theirs, wanted = entry.manifest.base.folder, min(known, default=base_digest[:12])
+        return IncompatibleBaseError(
+            f"the expert {entry.manifest.name} is for the base {theirs}, not for {wanted}",
+            hint=f"see t2 list, pass --base {entry.manifest.base.name}, or train one for this base",
+        )
+
+    def _read(self, slot: Slot) -> ExpertEntry:
+        return read_entry(slot, self._sources.get(slot.registry, str(slot.registry)))
+
+    def _writable(self) -> Path:
+        if not self.search_path:
+            raise UsageError("there is no registry to write to", hint="set T2_REGISTRY or pass --registry")
+        return self.search_path[0]
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self._writable() / ".lock", waiting="waiting for another process that uses this registry")
+
+    def _next_version(self, manifest: ExpertManifest, home: Path) -> int:
+        weights = manifest.base.fingerprint.weights
+        used = [slot.version for slot in self._slots(manifest.name) if slot.is_for(weights)]
+        marks = [mark.name[1:].removesuffix(_REMOVED) for mark in home.glob(f".*{_REMOVED}")]
+        removed = [int(mark) for mark in marks if VERSION_PATTERN.fullmatch(mark)]
+        return 1 + max([*used, *removed], default=0)
+
+    def _delete(self, slot: Slot) -> None:
+        check_inside(slot.registry, slot.path.parent)
+        with self._locked():
+            doomed = slot.path.with_name(f".{slot.version}.tmp")
+            try:
+                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
+                slot.path.rename(doomed)
+                if doomed.is_dir() and not doomed.is_symlink():
+                    shutil.rmtree(doomed)
+                else:
+                    doomed.unlink()
+            except OSError as error:
+                raise disk_error(slot.path, error) from error
+
+
+def _local(ref: ExpertRef | str) -> ExpertRef:
+    """Return a reference to an expert on this machine; UsageError if it is malformed or to the Hub."""
+    ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
+    if ref.repo is not None:
+        raise UsageError(
+            f"{ref} is on the Hub, and experts on the Hub must be fetched first",
+            hint=f"copy it into a registry, then name it {replace(ref, repo=None)}",
+        )
+    return ref
+
+
+def _check_z(blob: bytes, targets: TargetsRecord, where: str) -> None:
+    """Raise CorruptArtifactError unless `blob` is a sound z.safetensors of the stated size."""
+    shapes = read_header(blob, where)
+    count, parameters = len(shapes), sum(r for (r,) in shapes.values())
+    if (count, parameters) != (targets.count, targets.parameters):
+        raise CorruptArtifactError(
+            f"{where} has {count} matrices and {parameters} numbers, but the manifest says"
+            f" {targets.count} and {targets.parameters}",
+            hint=RESTORE,
+        )
+    check_finite(blob, where)

@@ -1,0 +1,297 @@
+"""An expert's manifest, expert.yaml: what it is, for which base, how it was made and what it scored."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+
+from t2cli.errors import CorruptArtifactError, UsageError
+from t2cli.registry.fields import Fields, as_finite
+from t2cli.registry.reference import NAME_PATTERN, ExpertRef
+
+SCHEMA = 1
+KINDS = ("expert", "dispatcher", "mix")
+Z_FILE = "z.safetensors"
+MAX_VERSION = 999_999_999
+MAX_PARAMETERS = 1 << 28  # 1 GiB of float32
+
+SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+BASE_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_KIND_PATTERN = re.compile("|".join(KINDS))
+_Z_FILE_PATTERN = re.compile(re.escape(Z_FILE))
+_CREATED_PATTERN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
+
+
+@dataclass(frozen=True)
+class FingerprintRecord:
+    """`weights`: SHA-256 of all base weights; `spectrum`: kind of matrix -> sketch of its singular values."""
+
+    weights: str
+    spectrum: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """The base model an expert belongs to; `name` is short and becomes part of a folder's name."""
+
+    name: str
+    source: str
+    revision: str
+    architecture: str
+    fingerprint: FingerprintRecord
+
+    @property
+    def folder(self) -> str:
+        """Return the base's folder in a registry, name and digest, as in smollm2-135m-3fa91c02be11."""
+        return f"{self.name}-{self.fingerprint.weights[:12]}"
+
+
+@dataclass(frozen=True)
+class TargetsRecord:
+    """The adapted weights: which, how many matrices, how many numbers in all z together."""
+
+    selection: str
+    count: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class ZRecord:
+    """The file of all z, its SHA-256, and how its numbers become the factors of S."""
+
+    file: str
+    sha256: str
+    parametrisation: str
+    parent_alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How an expert was trained; `config` is plain data, `versions` names libraries."""
+
+    task: str
+    preset: str
+    config: dict[str, object]
+    seed: int
+    steps: int
+    seconds: float
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """A paired comparison on `n` held-out examples: accuracies in [0, 1], gain = expert - base in [-1, 1].
+
+    `ci95` is the Wilson interval of `expert_accuracy`; `gain_ci95` that of the paired gain, None if not
+    recorded.
+    """
+
+    task: str
+    split: str
+    n: int
+    base_accuracy: float
+    expert_accuracy: float
+    ci95: tuple[float, float]
+    gain: float
+    gain_ci95: tuple[float, float] | None
+    mcnemar_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class ParentRecord:
+    """One member of a mix: its reference, the SHA-256 of its manifest, and its weight alpha."""
+
+    ref: str
+    digest: str
+    alpha: float
+
+
+@dataclass(frozen=True)
+class ExpertManifest:
+    """Everything known about one version of an expert; `created` is ISO 8601 in UTC, ending in Z."""
+
+    name: str
+    version: int
+    kind: str
+    category: str
+    description: str
+    base: BaseRecord
+    targets: TargetsRecord
+    z: ZRecord
+    created: str
+    training: TrainingRecord | None = None
+    evaluation: tuple[EvaluationRecord, ...] = ()
+    parents: tuple[ParentRecord, ...] = ()
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the manifest as JSON-able data (dicts, lists, text, numbers, None) in the file's order."""
+        values = asdict(self)
+        return {key: _plain(values[key]) for key in _KEYS}
+
+    def to_yaml(self) -> str:
+        """Return the text of expert.yaml, which `from_yaml` reads back to an equal manifest."""
+        from t2cli.registry.strict_yaml import dump_mapping
+
+        return dump_mapping(self.to_dict())
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str) -> ExpertManifest:
+        """Return the manifest in `text`; `where` names the file in errors.
+
+        Raises CorruptArtifactError, naming the key, for anything that is not exactly a manifest: unknown
+        keys, wrong types, numbers that are not finite or out of range, YAML that is not plain data or over 1
+        MiB.
+        """
+        from t2cli.registry.strict_yaml import load_mapping
+
+        document = load_mapping(text, where)
+        # The schema first: another schema's keys would only be reported as unknown ones.
+        schema = Fields(document, where, known=list(document)).integer("schema", low=1)
+        if schema != SCHEMA:
+            raise CorruptArtifactError(
+                f"{where}: schema {schema} is not known, this t2 reads schema {SCHEMA}",
+                hint="update t2 to read experts made by a newer version",
+            )
+        top = Fields(document, where, known=_KEYS)
+        manifest = cls(
+            name=top.text("name", NAME_PATTERN),
+            version=top.integer("version", 1, MAX_VERSION),
+            kind=top.text("kind", _KIND_PATTERN),
+            category=top.text("category"),
+            description=top.text("description", empty=True),
+            base=_base(_inner(top, "base", BaseRecord)),
+            targets=_targets(_inner(top, "targets", TargetsRecord)),
+            z=_z(_inner(top, "z", ZRecord)),
+            created=_created(top),
+            training=_training(_inner(top, "training", TrainingRecord)) if top.has("training") else None,
+            evaluation=tuple(_evaluation(item) for item in _each(top, "evaluation", EvaluationRecord)),
+            parents=tuple(_parent(item) for item in _each(top, "parents", ParentRecord)),
+        )
+        if manifest.kind == "mix" and not manifest.parents:
+            raise CorruptArtifactError(f"{where}: parents must name the members of a mix, but there are none")
+        return manifest
+
+
+# The order of expert.yaml in the documentation.
+_KEYS = (
+    *("schema", "name", "version", "kind", "category", "description", "base", "targets", "z"),
+    *("training", "evaluation", "parents", "created"),
+)
+
+
+def _plain(value: object) -> object:
+    """Return `value` with tuples as lists, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _inner(outer: Fields, name: str, record: type) -> Fields:
+    known = [field.name for field in fields(record)]
+    return Fields(outer.get(name), outer.where, outer.key(name), known=known)
+
+
+def _each(outer: Fields, name: str, record: type) -> list[Fields]:
+    known = [field.name for field in fields(record)]
+    items = enumerate(outer.items(name))
+    return [Fields(item, outer.where, f"{outer.key(name)}[{i}]", known=known) for i, item in items]
+
+
+def _base(base: Fields) -> BaseRecord:
+    fingerprint = _inner(base, "fingerprint", FingerprintRecord)
+    spectrum = fingerprint.get("spectrum")
+    if not isinstance(spectrum, dict):
+        raise fingerprint.fail("spectrum", "a mapping of names to lists of numbers")
+    kinds = Fields(spectrum, base.where, fingerprint.key("spectrum"), known=list(spectrum))
+    return BaseRecord(
+        name=base.text("name", BASE_NAME_PATTERN),
+        source=base.text("source"),
+        revision=base.text("revision", empty=True),
+        architecture=base.text("architecture"),
+        fingerprint=FingerprintRecord(
+            weights=fingerprint.text("weights", SHA256_PATTERN),
+            spectrum={kind: kinds.numbers(kind) for kind in kinds.values},
+        ),
+    )
+
+
+def _targets(targets: Fields) -> TargetsRecord:
+    return TargetsRecord(
+        selection=targets.text("selection"),
+        count=targets.integer("count", 1, MAX_PARAMETERS),
+        parameters=targets.integer("parameters", 1, MAX_PARAMETERS),
+    )
+
+
+def _z(z: Fields) -> ZRecord:
+    return ZRecord(
+        file=z.text("file", _Z_FILE_PATTERN),
+        sha256=z.text("sha256", SHA256_PATTERN),
+        parametrisation=z.text("parametrisation"),
+        parent_alpha=z.number("parent_alpha") if z.has("parent_alpha") else None,
+    )
+
+
+def _training(training: Fields) -> TrainingRecord:
+    versions = training.get("versions")
+    if not isinstance(versions, dict):
+        raise training.fail("versions", "a mapping of library names to versions")
+    libraries = Fields(versions, training.where, training.key("versions"), known=list(versions))
+    config = training.get("config")
+    if not isinstance(config, dict) or not _all_finite(config):
+        raise training.fail("config", "a mapping without NaN or infinite numbers")
+    return TrainingRecord(
+        task=training.text("task"),
+        preset=training.text("preset"),
+        config=config,
+        seed=training.integer("seed"),
+        steps=training.integer("steps", low=0),
+        seconds=training.number("seconds", low=0.0),
+        device=training.text("device"),
+        versions={name: libraries.text(name) for name in libraries.values},
+    )
+
+
+def _all_finite(value: object) -> bool:
+    if isinstance(value, (dict, list)):
+        return all(_all_finite(inner) for inner in (value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, (int, float)) or isinstance(value, bool) or as_finite(value) is not None
+
+
+def _evaluation(row: Fields) -> EvaluationRecord:
+    base_accuracy = row.number("base_accuracy", 0.0, 1.0)
+    expert_accuracy = row.number("expert_accuracy", 0.0, 1.0)
+    return EvaluationRecord(
+        task=row.text("task"),
+        split=row.text("split"),
+        n=row.integer("n", low=1),
+        base_accuracy=base_accuracy,
+        expert_accuracy=expert_accuracy,
+        ci95=row.interval("ci95", 0.0, 1.0),
+        gain=row.number("gain", -1.0, 1.0) if row.has("gain") else expert_accuracy - base_accuracy,
+        gain_ci95=row.interval("gain_ci95", -1.0, 1.0) if row.has("gain_ci95") else None,
+        mcnemar_p=row.number("mcnemar_p", 0.0, 1.0),
+        seed=row.integer("seed"),
+    )
+
+
+def _parent(parent: Fields) -> ParentRecord:
+    ref = parent.text("ref")
+    try:
+        ExpertRef.parse(ref)
+    except UsageError as error:
+        raise parent.fail("ref", "a reference to an expert") from error
+    return ParentRecord(ref=ref, digest=parent.text("digest", SHA256_PATTERN), alpha=parent.number("alpha"))
+
+
+def _created(top: Fields) -> str:
+    created = top.text("created", _CREATED_PATTERN)
+    try:
+        datetime.fromisoformat(created)
+    except ValueError as error:
+        raise top.fail("created", "a date and time") from error
+    return created

@@ -1,0 +1,79 @@
+"""The small-side orthogonal basis of a weight matrix, which is all that t2 ever needs of its SVD.
+
+Source: Transformer-Squared (arXiv 2501.06252), section 3.1, W = U diag(S) Vh and W' = U diag(S * z) Vh.
+
+Notation: W (m, n) weight, r = min(m, n), Q (r, r) orthogonal, S (r,) singular values, descending.
+
+Deviations from the paper's factors:
+1. Only the singular vectors of the smaller side are kept. With V for n <= m, W V = U diag(S), hence
+   W' = W + W (V diag(z - 1) V^T); with U for m < n, W' = W + (U diag(z - 1) U^T) W. z = 1 is W itself,
+   not a product of rounded factors.
+2. Q comes from the Gram matrix in float64. The products of float32, bfloat16 and float16 weights are formed
+   without rounding there, and the error of W' - W stays near float32 rounding (a float32 SVD loses 2 to 3 digits).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+Side = Literal["input", "output"]
+
+
+class Basis(NamedTuple):
+    """Singular values of one weight and the singular vectors of its smaller side.
+
+    `Q` (r, r) float32, columns in the order of `S`; `S` (r,) float64, descending, not negative;
+    `side` tells whether Q acts on the weight's input (n <= m) or output (m < n).
+    """
+
+    Q: torch.Tensor
+    S: torch.Tensor
+    side: Side
+
+
+def side_of(m: int, n: int) -> Side:
+    """Return the smaller side of an (m, n) weight; a square one counts as input."""
+    return "input" if n <= m else "output"
+
+
+def basis_of(W: torch.Tensor, device: str | torch.device | None = None) -> Basis:
+    """Return the small-side basis of `W` (m, n), computed on `device` (default: where W is).
+
+    Raises ValueError for a weight that is not a non-empty floating-point matrix or holds NaN or infinity.
+    Zero and repeated singular values are fine: any orthonormal basis of such a subspace gives the same W'
+    as long as z is equal on it, and a reproducible one otherwise.
+    """
+    if W.ndim != 2 or W.numel() == 0 or not W.is_floating_point():
+        raise ValueError(
+            f"expected a non-empty floating-point matrix, got {W.dtype} of shape {tuple(W.shape)}"
+        )
+    if not bool(torch.isfinite(W).all()):
+        raise ValueError("the matrix holds NaN or infinite values")
+    device = torch.device(device) if device is not None else W.device
+    if device.type == "mps":  # no float64 there
+        device = torch.device("cpu")
+    wide = W.detach().to(device=device, dtype=torch.float64)
+    side = side_of(*wide.shape)
+    gram = wide.T @ wide if side == "input" else wide @ wide.T  # (r, r)
+    eigenvalues, vectors = torch.linalg.eigh(gram)  # ascending
+    S = eigenvalues.flip(0).clamp_min(0).sqrt()
+    Q = _fix_signs(vectors.flip(1))
+    return Basis(Q.to(torch.float32).contiguous(), S, side)
+
+
+def _fix_signs(Q: torch.Tensor) -> torch.Tensor:
+    """Make the largest entry of each column positive: W' does not depend on signs, files then agree."""
+    largest = Q.abs().argmax(dim=0, keepdim=True)  # (1, r)
+    signs = torch.where(Q.gather(0, largest) < 0, -1.0, 1.0)
+    return Q * signs
+
+
+def fold(W: torch.Tensor, basis: Basis, z: torch.Tensor) -> torch.Tensor:
+    """Return W' (m, n) = U diag(S * z) Vh in W's dtype; z (r,). z = 1 returns W's values bit for bit."""
+    Q = basis.Q.to(device=W.device)
+    change = (Q * (z.to(device=W.device, dtype=torch.float32) - 1)) @ Q.T  # (r, r), symmetric
+    wide = W.to(torch.float32)
+    folded = torch.addmm(wide, wide, change) if basis.side == "input" else torch.addmm(wide, change, wide)
+    return folded.to(W.dtype)

@@ -1,0 +1,70 @@
+"""Advantages, log-probabilities and the policy-gradient loss.
+
+Source: Transformer-Squared (arXiv 2501.06252), equation 2:
+    J = E[ log pi_z(y | x) * r(y, y*) ] - lambda * KL(pi_z || pi_base),   r in {-1, +1}
+
+Notation: P prompts, G rollouts per prompt, B = P * G rollouts, T completion tokens, V vocabulary.
+
+Deviations from the paper:
+1. The reward is replaced by a leave-one-out advantage (RLOO; Ahmadian et al. 2024, arXiv 2402.14740): the mean reward
+   of the prompt's other rollouts is the baseline. Plain REINFORCE on -1/+1 rewards collapses this class of model.
+2. The KL term is the k3 estimator on the sampled tokens (Schulman 2020): never negative, and of low variance.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Loss(NamedTuple):
+    """`total` has the gradient; `kl` is the mean k3 estimate per token, detached, for the log."""
+
+    total: torch.Tensor
+    kl: torch.Tensor
+
+
+def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
+    """Return the advantages (P, G) of rewards (P, G): each minus the mean of the others of its prompt.
+
+    Raises ValueError for G = 1, which has no other rollout.
+    """
+    group = rewards.shape[1]
+    if group < 2:
+        raise ValueError("a leave-one-out baseline needs at least two rollouts per prompt")
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (group - 1)
+    return rewards - others
+
+
+def token_logp(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return log pi(id) (...,) of the given token ids (...,) under logits (..., V), in float32."""
+    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1).float()
+    return chosen - torch.logsumexp(logits.float(), dim=-1)
+
+
+def k3(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
+    """Return the k3 estimate of KL(pi_z || pi_base) per sampled token: exp(d) - d - 1 with d = ref - logp."""
+    difference = reference_logp - logp
+    return torch.exp(difference) - difference - 1
+
+
+def policy_gradient_loss(
+    logp: torch.Tensor,
+    reference_logp: torch.Tensor,
+    mask: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    kl_coefficient: float,
+    rollouts: int,
+) -> Loss:
+    """Return -J for a part of a step's rollouts; summed over the parts it is the mean over `rollouts`.
+
+    logp, reference_logp, mask (B, T): the sampled tokens' log-probabilities under z and under the base, and 1 where
+    there is a token; advantages (B,). Gradients flow through logp alone.
+    """
+    mask = mask.to(logp.dtype)
+    reinforce = -(advantages.detach() * (logp * mask).sum(dim=1)).sum()
+    kl = k3(logp, reference_logp.detach()) * mask
+    total = (reinforce + kl_coefficient * kl.sum()) / rollouts
+    return Loss(total, (kl.sum() / mask.sum().clamp_min(1)).detach())

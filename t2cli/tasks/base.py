@@ -1,0 +1,141 @@
+"""Tasks: questions with right answers, how they are asked, and when a completion is right.
+
+Deviations from the paper (section 4.1) and its released code: the questions are generated, without end,
+instead of taken from benchmarks, so that held-out examples are never trained on; a question may be worded
+in several ways, so that an expert does not overfit to one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from t2cli.errors import NotFoundError, T2Error
+from t2cli.lookup import require
+from t2cli.tasks.prompts import render
+from t2cli.tasks.sampling import digest, draw
+from t2cli.tasks.spec import Row, TaskSpec
+from t2cli.tasks.verify import REWARDS
+
+BUILTIN = Path(__file__).parent / "builtin"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question and its right answer; `id` names the row it came from and a hash of its text."""
+
+    id: str
+    question: str
+    answer: str
+
+
+class Task(Protocol):
+    """What training and evaluation need of a task."""
+
+    @property
+    def name(self) -> str:
+        """The task's name, also the default name of its expert."""
+
+    @property
+    def category(self) -> str:
+        """What pass 1 answers for questions of this kind."""
+
+    @property
+    def description(self) -> str:
+        """One line, also shown to the dispatcher."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens a completion may have."""
+
+    def examples(self, split: str, n: int, seed: int) -> list[Example]:
+        """Return `n` different examples of "train", "validation" or "test"; the splits are disjoint."""
+
+    def messages(self, example: Example) -> list[dict[str, str]]:
+        """Return the chat that asks the example's question: role and content of each message."""
+
+    def reward(self, example: Example, completion: str) -> float:
+        """Return 1.0 for a right completion and -1.0 for a wrong one."""
+
+
+class SpecTask:
+    """A task described by a YAML file (t2cli.tasks.spec)."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.category = spec.category
+        self.description = spec.description
+        self.max_new_tokens = spec.max_new_tokens
+
+    def examples(self, split: str, n: int, seed: int) -> list[Example]:
+        """Return `n` different examples of "train", "validation" or "test", in random order.
+
+        The same arguments give the same examples. No question text is in two splits, whatever the
+        seeds; within a split, other seeds give samples that may overlap. Raises NotFoundError for
+        an unknown split and T2Error when there are fewer than `n` questions or their source is not
+        installed.
+        """
+        return [
+            Example(f"{row.name}-{digest(question) >> 192:016x}", question, answer)
+            for row, question, answer in draw(self.spec, split, n, seed)
+        ]
+
+    def messages(self, example: Example) -> list[dict[str, str]]:
+        """Return the chat that asks the example's question, the system text first where there is one.
+
+        Where the task has several wordings, the example's id chooses one. Raises ValueError for an
+        example of another task and T2Error when `extract` does not match the question.
+        """
+        row = self._row(example)
+        prompt = row.prompts[digest(f"{example.id}/prompt") % len(row.prompts)]
+        variables = {"question": example.question, **self._extracted(row, example.question)}
+        system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
+        return [*system, {"role": "user", "content": render(prompt, variables)}]
+
+    def reward(self, example: Example, completion: str) -> float:
+        """Return 1.0 for a right completion and -1.0 for a wrong one (t2cli.tasks.verify)."""
+        answer = self._row(example).answer
+        judge = REWARDS[answer.kind]
+        right = judge(example.answer, completion, answer.offered(example.question))
+        return 1.0 if right else -1.0
+
+    def _row(self, example: Example) -> Row:
+        return self.spec.row(example.id.rpartition("-")[0])
+
+    def _extracted(self, row: Row, question: str) -> dict[str, str]:
+        if row.extract is None:
+            return {}
+        if (found := re.search(row.extract, question)) is None:
+            raise T2Error(
+                f"task {self.name}, row {row.name}: `extract` does not match the question {question!r}",
+                hint="correct the regular expression in the task file",
+            )
+        return {name: text for name, text in found.groupdict().items() if text is not None}
+
+
+def task_names() -> list[str]:
+    """Return the names of the tasks that come with t2."""
+    return sorted(file.stem for file in BUILTIN.glob("*.yaml"))
+
+
+def load_task(name: str) -> Task:
+    """Return the task that comes with t2 under `name`, or the one in the YAML file at that path.
+
+    A `name` that ends in .yaml or .yml is a path. Raises NotFoundError with near matches for an unknown
+    name or a missing file, and CorruptArtifactError naming the key that is wrong in a file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise NotFoundError(f"there is no task file {name}", hint=f"built in: {', '.join(task_names())}")
+    else:
+        require(name, task_names(), "task")
+        path = BUILTIN / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise T2Error(f"the task file {name} could not be read: {error}", hint="check the file") from error
+    return SpecTask(TaskSpec.from_yaml(text, str(path)))

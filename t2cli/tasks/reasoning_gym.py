@@ -1,0 +1,69 @@
+"""Questions from reasoning-gym's procedural data sets (an optional dependency).
+
+Only its questions and answers are used: its `score_answer` gives partial credit, and some of its data
+sets have wrong answers under some parameters (`basic_arithmetic` with "/", `syllogism` with "Some").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from t2cli.errors import T2Error
+from t2cli.lookup import require
+
+if TYPE_CHECKING:
+    from t2cli.tasks.spec import ConfigValue
+
+# Data sets are made in blocks: some prepare all their items at once and refuse larger sizes.
+_BLOCK = 10_000
+
+
+def items(dataset: str, config: Mapping[str, ConfigValue], seed: int) -> Iterator[tuple[str, str]]:
+    """Yield (question, answer) of `dataset` without end; item i is made with seed + i.
+
+    `config` holds the fields of the data set's configuration, except `seed` and `size`. On the first
+    item, raises T2Error when reasoning-gym is not installed, refuses the configuration, or has no
+    single right answer for a question, and NotFoundError for an unknown data set.
+    """
+    for start in itertools.count(seed, _BLOCK):
+        block = _create(dataset, config, start)
+        for i in range(_BLOCK):
+            with _silence():
+                item = block[i]
+            question, answer = item["question"], item["answer"]
+            if not isinstance(answer, str) or not answer.strip():
+                raise T2Error(
+                    f"reasoning-gym's {dataset} has questions without a single right answer",
+                    hint="use another data set in the task's mixture",
+                )
+            yield question, answer
+
+
+def _create(dataset: str, config: Mapping[str, ConfigValue], seed: int) -> Any:
+    try:
+        with _silence():
+            import reasoning_gym
+            from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise T2Error(
+            f"questions of {dataset} come from reasoning-gym, which is not installed",
+            hint='pip install "t2cli[tasks]" (building it needs a C compiler)',
+        ) from error
+    require(dataset, DATASETS, "data set of reasoning-gym")
+    try:
+        with _silence():
+            return reasoning_gym.create_dataset(dataset, seed=seed, size=_BLOCK, **config)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise T2Error(
+            f"reasoning-gym's {dataset} refuses its configuration: {error}",
+            hint="check the row's `config` in the task file",
+        ) from error
+
+
+def _silence() -> contextlib.redirect_stdout[io.StringIO]:
+    """Return a context in which print goes nowhere: t2's standard output carries data only."""
+    return contextlib.redirect_stdout(io.StringIO())

@@ -1,0 +1,133 @@
+"""Which questions a split holds, and how n of them are drawn from a task's mixture.
+
+A question belongs to a split by the SHA-256 of its text, not by the seed it was made with: test,
+validation and train stay disjoint between any two runs, also where a data set has only 100 different
+questions and any two samples of it would overlap. Questions that differ in their text are different
+questions ("3 * 5" and "5 * 3" may lie in different splits).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+from t2cli.errors import T2Error
+from t2cli.lookup import load, require
+
+if TYPE_CHECKING:
+    from t2cli.tasks.spec import ConfigValue, Row, TaskSpec
+
+SPLITS = ("train", "validation", "test")
+_SPLIT_OF_REMAINDER = ("test", "test", "validation", *["train"] * 7)
+
+# A row that gave this many items without a new question of the split has no more of them.
+PATIENCE = 5000
+
+Item = tuple[str, str]  # a question and its right answer
+
+
+class Source(Protocol):
+    """Where questions come from: a function that makes a stream of (question, answer).
+
+    The stream is the same for the same arguments, may be endless, and may repeat itself. `seed` is
+    below 2^31.
+    """
+
+    def __call__(self, dataset: str, config: Mapping[str, ConfigValue], seed: int) -> Iterator[Item]:
+        """Yield questions of `dataset` with their right answers."""
+
+
+SOURCES: Mapping[str, str] = {"reasoning-gym": "t2cli.tasks.reasoning_gym:items"}
+
+
+class Drawn(NamedTuple):
+    """A question, its right answer, and the row of the mixture it came from."""
+
+    row: Row
+    question: str
+    answer: str
+
+
+def digest(text: str) -> int:
+    """Return the SHA-256 of `text`, its white space normalised, as a number below 2^256."""
+    return int.from_bytes(hashlib.sha256(" ".join(text.split()).encode()).digest())
+
+
+def split_of(question: str) -> str:
+    """Return the only split that may hold `question`: test 2 in 10, validation 1, train 7."""
+    return _SPLIT_OF_REMAINDER[digest(question) % 10]
+
+
+def stream_seed(seed: int, split: str, row: str) -> int:
+    """Return a seed below 2^31 for one row of one split.
+
+    Sources count up from their seed (reasoning-gym's item i is made with seed + i), so seeds 7 and 8
+    would share nearly all items; a hash spreads them over 2^31.
+    """
+    return digest(f"{seed}/{split}/{row}") % (1 << 31)
+
+
+def draw(spec: TaskSpec, split: str, n: int, seed: int) -> list[Drawn]:
+    """Return `n` different questions of `split`, rows in proportion to their weights, in random order.
+
+    The same arguments give the same questions. A row whose data set is too small leaves its share to
+    the others. Raises NotFoundError for an unknown split, ValueError for a negative `n`, and T2Error
+    when all rows together have too few questions.
+    """
+    require(split, SPLITS, "split")
+    if n < 0:
+        raise ValueError(f"n must not be negative: {n}")
+    rng = random.Random(stream_seed(seed, split, ""))  # noqa: S311
+    source = cast(Source, load(spec.source, SOURCES, "source"))
+    open_rows = list(spec.mixture)
+    seeds = {row.name: stream_seed(seed, split, row.name) for row in open_rows}
+    streams = {row.name: source(row.dataset, row.config, seeds[row.name]) for row in open_rows}
+    drawn: list[Drawn] = []
+    seen: set[int] = set()
+    while len(drawn) < n and open_rows:
+        quotas = apportion([row.weight for row in open_rows], n - len(drawn), rng.random())
+        still_open = []
+        for row, quota in zip(open_rows, quotas, strict=True):
+            taken = [Drawn(row, *item) for item in _take(streams[row.name], split, quota, seen)]
+            drawn += taken
+            if len(taken) == quota:
+                still_open.append(row)
+        open_rows = still_open
+    if len(drawn) < n:
+        raise T2Error(
+            f"the task {spec.name} has {len(drawn)} different {split} questions, and {n} were asked for",
+            hint="ask for fewer, or widen the ranges in the task's mixture",
+        )
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _take(stream: Iterator[Item], split: str, quota: int, seen: set[int]) -> Iterator[Item]:
+    """Yield up to `quota` items of `split` not in `seen`, which grows by them."""
+    fruitless = 0
+    while quota > 0 and fruitless < PATIENCE and (item := next(stream, None)) is not None:
+        key = digest(item[0])
+        if split_of(item[0]) != split or key in seen:
+            fruitless += 1
+            continue
+        seen.add(key)
+        quota, fruitless = quota - 1, 0
+        yield item
+
+
+def apportion(weights: Sequence[float], n: int, offset: float) -> list[int]:
+    """Return how many of `n` each weight gets: its exact share, rounded down or up, adding up to n.
+
+    Systematic sampling: n points at equal distances, shifted by `offset` in [0, 1), fall on the
+    weights laid end to end. Over a uniform offset each share is right on average, so a row with a
+    small weight is met now and then also when n is a single training step.
+    """
+    total = sum(weights)
+    # Of the points offset, 1 + offset, ..., ceil(x - offset) lie below x; rounding must not move the end.
+    ends = [0, *(math.ceil(n * end / total - offset) for end in itertools.accumulate(weights))]
+    ends[-1] = n
+    return [end - start for start, end in itertools.pairwise(ends)]

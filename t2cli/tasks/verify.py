@@ -1,0 +1,182 @@
+"""Rewards: is a completion right? Every rule is strict, 0 or 1, and cannot be met by naming many answers.
+
+Each kind commits the completion to one answer (the last number, the first yes or no, one letter, one
+word, one line) and compares that with the right one. Partial credit, as in reasoning-gym's
+`score_answer`, would pay a policy for answers that are wrong. A new kind is one function and one row of
+`REWARDS`. An empty completion is wrong under every kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Protocol
+
+
+class Reward(Protocol):
+    """A rule that says whether `completion` gives `answer`.
+
+    `candidates` are the answers a question offers, where a task names them; most kinds need none.
+    """
+
+    def __call__(self, answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+        """Tell whether the completion is right."""
+
+
+# Hyphen, minus and their wide and small forms. The en dash serves as a minus too; the em dash never does.
+_MINUS = re.compile("[\u2212\u2012\u2013\ufe63\uff0d]")
+# LaTeX: 1{,}234 and 1\,234, and \frac{3}{4} in all its sizes.
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,|\u202f|\u2009)(?=\d)")
+_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
+# Digits inside a name (x2, H2O) or a unit's exponent (m^2) are no numbers. 300 digits are more than any
+# answer has, and keep Python's limit on converting long integers out of reach.
+_NUMBER = re.compile(
+    r"""(?<![A-Za-z0-9]) (?<![A-Za-z]\^)
+    (?P<body>
+        [1-9][0-9]{0,2} (?:,[0-9]{3})+ (?!,?[0-9]) (?:\.[0-9]+)?    # 1,234,567.89
+      | [0-9]+ (?:\.[0-9]+)? (?: [eE][+-]?[0-9]{1,2} (?![A-Za-z0-9]) )?    # 42, 3.14, 1e5
+      | (?<![0-9]\.) \.[0-9]+    # .5
+    )""",
+    re.VERBOSE,
+)
+_FRACTION = re.compile(r"(?<![\d/.,])(?P<over>[0-9]{1,100})\s?/\s?(?P<under>[0-9]{1,100})(?![\d/.,]*\d)")
+_LONGEST = 300
+# What may stand between a sign and its digits: a currency sign, for LaTeX with its backslash.
+_CURRENCY = re.compile(r"\\?[$€£¥]\s?$")
+_NEGATIVE_AFTER_EQUALS = re.compile(r"=\s*-\s*$")
+_OPERATOR = re.compile(r"(?:[A-Za-z0-9)\]}%-]|[0-9][ \t]+)-$")
+
+
+def extract_number(text: str) -> Fraction | None:
+    r"""Return the last number of `text`, exactly, or None when it has none.
+
+    Read: integers, decimals (also `.5`), `1e5`, thousands separated by commas (also LaTeX's `{,}` and
+    `\,`), and fractions `3/4` and `\frac{3}{4}` in lowest terms. An unreduced fraction (`12/4`) is a
+    calculation and not yet an answer, so only its last number counts; otherwise repeating the
+    question would be rewarded. Units, currencies, `%`, Markdown, `\boxed{}` and final punctuation are
+    passed over. Digits directly after a letter (`x2`, `m^2`) are names, not numbers.
+
+    A minus (`-`, U+2212, an en dash) is a sign when it touches its number, or follows `=`, and no
+    number, letter or closing bracket stands before it: `17-25` and `17 -25` end in 25, `= -8` in -8,
+    and the bullet `- 8` in 8. Of dates, times and lists the last number counts.
+    """
+    text = _LATEX_COMMA.sub(",", _MINUS.sub("-", text))
+    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers or len(numbers[-1]["body"]) > _LONGEST:
+        return None
+    last = numbers[-1]
+    start, value = last.start(), Fraction(last["body"].replace(",", ""))
+    for fraction in _FRACTION.finditer(text):
+        over, under = int(fraction["over"]), int(fraction["under"])
+        if fraction.end() == last.end() and under > 1 and Fraction(over, under).denominator == under:
+            start, value = fraction.start(), Fraction(over, under)
+    return -value if _is_negative(text[max(0, start - 64) : start]) else value
+
+
+def _is_negative(before: str) -> bool:
+    """Tell whether the text `before` a number ends in a minus that is a sign and not an operator."""
+    before = _CURRENCY.sub("", before)
+    if _NEGATIVE_AFTER_EQUALS.search(before):
+        return True
+    return before.endswith("-") and not _OPERATOR.search(before)
+
+
+def number(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the last number of the completion equals the answer exactly (see `extract_number`)."""
+    expected = extract_number(answer)
+    if expected is None:
+        raise ValueError(f"the right answer {answer!r} holds no number")
+    return extract_number(completion) == expected
+
+
+_EITHER = re.compile(r"\b(?:yes\s*(?:or|/)\s*no|no\s*(?:or|/)\s*yes)\b", re.IGNORECASE)
+# "No" before a noun is a quantifier ("No dogs are cats"); before these words it is an answer.
+_YES_OR_NO = re.compile(
+    r"""(?<!\w) (?<!\w-)
+    (yes | no (?! [ \t]+ (?! (?:it|this|that|the|they|we|you|I|not|because|since|as)\b ) \w ))
+    (?!\w|-\w)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def yesno(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the first "yes" or "no" of the completion, in any case, is the answer.
+
+    A "no" that quantifies a noun ("No dogs are cats") and the phrase "yes or no" are passed over:
+    both come from the question, and repeating it would pay more often than guessing.
+    """
+    found = _YES_OR_NO.search(_EITHER.sub(" ", completion))
+    return found is not None and found[1].casefold() == answer.strip().casefold()
+
+
+_STATED = re.compile(
+    r"(?i:\b(?:answer|option|choice))\s*(?i:is\b)?\s*:?\s*(?:\\boxed\{|[*_(\[\"'$])*([A-E])(?![\w'\u2019])"
+)
+_ALONE = re.compile(r"[\s*_(\[\"']*([A-Ea-e])[\s*_)\]\"'.:,!]*")
+_MARKED = re.compile(
+    r"""\(([A-E])\) | (?<!\w)([A-E])\) | \*\*([A-E])\*\* | \\boxed\{([A-E])\}
+    | ^\s*[*_\["']*([A-E])[*_"']*(?:[\].:,]|\s*$)    # B. Paris""",
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def choice(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the completion chooses the letter (A to E) that is the answer.
+
+    The choice is the first of these that is there: the letter that is the whole completion ("b.");
+    the last letter stated as such ("The answer is B", "Option (B)"); the only letter set off as "(B)",
+    "B)", "**B**", `\\boxed{B}`, or at the start of a line as "B." or alone. A completion that sets
+    off two different letters, or none, is wrong. The article "A" is no choice.
+    """
+    chosen: str | None = None
+    if alone := _ALONE.fullmatch(completion):
+        chosen = alone[1].upper()
+    elif stated := _STATED.findall(completion):
+        chosen = stated[-1]
+    else:
+        marked = {"".join(groups) for groups in _MARKED.findall(completion)}
+        chosen = marked.pop() if len(marked) == 1 else None
+    return chosen is not None and chosen == answer.strip(" ().").upper()
+
+
+def exact(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the completion, or its last line that is not blank, is the answer's text.
+
+    Case, the amount of white space, Markdown emphasis or quotes around the text, and punctuation at
+    its end make no difference; everything else does.
+    """
+    wanted = _plain(answer)
+    lines = [line for line in completion.splitlines() if line.strip()]
+    return bool(wanted) and bool(lines) and wanted in (_plain(completion), _plain(lines[-1]))
+
+
+def _plain(text: str) -> str:
+    collapsed = " ".join(text.casefold().split())
+    return collapsed.strip("*_`\"'\u201c\u201d\u2018\u2019 ").rstrip(".,;:!?*_`\"'\u201c\u201d\u2018\u2019 ")
+
+
+def word(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the answer is the only candidate that occurs in the completion.
+
+    `candidates` are the words the question offers, such as the names in a story; the answer counts
+    as one of them. They are matched as whole words and with their case, so "Aaron" is not found in
+    "Aaron-James" and the name "Will" not in "will". "Chad is committed to pigs." is right where Chad
+    is; repeating the story, or listing its names, is wrong whatever the answer.
+    """
+    offered = {answer, *candidates}
+    return {each for each in offered if _has_word(completion, each)} == {answer}
+
+
+def _has_word(text: str, wanted: str) -> bool:
+    return re.search(rf"(?<!\w)(?<!\w[-'\u2019]){re.escape(wanted)}(?!\w|-\w)", text) is not None
+
+
+REWARDS: Mapping[str, Reward] = {
+    "number": number,
+    "yesno": yesno,
+    "choice": choice,
+    "exact": exact,
+    "word": word,
+}

@@ -1,0 +1,175 @@
+"""The folder of a training run, and its checkpoint: enough to go on as if nothing had happened.
+
+    $T2_HOME/runs/<base>-<digest>/<expert>/<number>/
+        run.json              what was asked for; written once
+        state.safetensors     z, the best z, the optimiser's moments, and the counters; replaced after every step
+        metrics.jsonl         a line per step
+        expert.txt            the reference of the published expert, when the run is finished
+
+Random numbers need no state: those of a step come from the seed and the step's number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2cli.config import TrainConfig
+from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
+from t2cli.files import write_atomic
+from t2cli.paths import runs_dir
+from t2cli.training.metrics import MetricsFile
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "t2.run/1"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run was asked to do."""
+
+    task: str  # a built-in name, or the path of a task file
+    expert: str
+    base: str  # as given by the user
+    weights: str  # digest of the base
+    config: TrainConfig
+
+
+@dataclass
+class RunState:
+    """Where a run is. `best_step` 0 is the base itself."""
+
+    step: int
+    seconds: float
+    best_step: int
+    best_accuracy: float
+    base_accuracy: float
+    tensors: dict[str, torch.Tensor]  # z, best, exp_avg, exp_avg_sq: each (parameters,)
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = MetricsFile(path / "metrics.jsonl")
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether the run has published its expert, or ended without one."""
+        return (self.path / "expert.txt").is_file()
+
+    def finish(self, reference: str) -> None:
+        """Record the published expert; "" when there was nothing to publish."""
+        write_atomic(self.path / "expert.txt", reference + "\n")
+
+    def spec(self) -> RunSpec:
+        """Return what the run was asked to do. Raises CorruptArtifactError if run.json is damaged."""
+        try:
+            record = json.loads((self.path / "run.json").read_text())
+            if record.pop("format") != FORMAT:
+                raise ValueError("written by another version of t2")
+            return RunSpec(**{**record, "config": TrainConfig(**record["config"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path / "run.json", error) from error
+
+    def save(self, state: RunState) -> None:
+        """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
+        from safetensors.torch import save
+
+        counters = {
+            "step": state.step,
+            "seconds": state.seconds,
+            "best_step": state.best_step,
+            "best_accuracy": state.best_accuracy,
+            "base_accuracy": state.base_accuracy,
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        write_atomic(
+            self.path / "state.safetensors",
+            save(tensors, {"format": FORMAT, "counters": json.dumps(counters)}),
+        )
+
+    def load(self, parameters: int) -> RunState | None:
+        """Return the checkpoint, or None before the first. Raises CorruptArtifactError if it is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path / "state.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                counters: dict[str, Any] = json.loads((file.metadata() or {})["counters"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if {tensor.shape for tensor in tensors.values()} != {(parameters,)}:
+                raise ValueError(f"its tensors do not have the {parameters} numbers of this base")
+            return RunState(tensors=tensors, **counters)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the run against other processes. Raises UsageError if another one is working in it."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(
+                f"another process is training in {self.path}",
+                hint="wait for it, or start a run without --resume",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _damaged(path: Path, why: Exception) -> CorruptArtifactError:
+    return CorruptArtifactError(f"{path} is damaged: {why}", hint="start the training again without --resume")
+
+
+def runs_of(base_folder: str, expert: str) -> list[RunFolder]:
+    """Return the runs of an expert for a base, oldest first."""
+    home = runs_dir() / base_folder / expert
+    numbers = sorted(int(path.name) for path in home.glob("*") if path.name.isdecimal() and path.is_dir())
+    return [RunFolder(home / str(number)) for number in numbers]
+
+
+def new_run(base_folder: str, spec: RunSpec) -> RunFolder:
+    """Make the folder of a new run; two processes that start at once get two folders."""
+    home = runs_dir() / base_folder / spec.expert
+    number = 1 + max((int(run.path.name) for run in runs_of(base_folder, spec.expert)), default=0)
+    for candidate in range(number, number + 1000):
+        path = home / str(candidate)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            from t2cli.files import disk_error
+
+            raise disk_error(path, error) from error
+        write_atomic(path / "run.json", json.dumps({"format": FORMAT, **asdict(spec)}, indent=1))
+        return RunFolder(path)
+    raise T2Error(f"no free run number in {home}", hint="delete old runs there")
+
+
+def run_to_resume(base_folder: str, expert: str) -> RunFolder:
+    """Return the newest unfinished run of an expert. Raises NotFoundError if there is none."""
+    unfinished = [
+        run for run in runs_of(base_folder, expert) if not run.finished and (run.path / "run.json").is_file()
+    ]
+    if not unfinished:
+        raise NotFoundError(
+            f"there is no unfinished run of {expert} for {base_folder}",
+            hint="leave out --resume to start one",
+        )
+    return unfinished[-1]

@@ -1,0 +1,235 @@
+"""A training run from start to published expert: steps, validation, checkpoints, evaluation.
+
+Source: math.md 5. Validation examples choose the checkpoint; the evaluation that is stored uses test examples, which
+share no question with either.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+import torch
+
+from t2cli.errors import T2Error
+from t2cli.evaluation.evaluate import compare, right_answers
+from t2cli.models.adapted import AdaptedModel
+from t2cli.models.basis_cache import singular_values
+from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.manifest import (
+    BaseRecord,
+    EvaluationRecord,
+    ExpertManifest,
+    FingerprintRecord,
+    TargetsRecord,
+    TrainingRecord,
+    ZRecord,
+)
+from t2cli.registry.vectors import z_to_bytes
+from t2cli.svf.fingerprint import spectrum_sketch
+from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.tasks.base import Example, Task
+from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
+from t2cli.training.metrics import Listener, StepRecord
+from t2cli.training.rollouts import collect
+from t2cli.training.trainer import Trainer
+
+SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run made. `seconds` is training with validation, without the final evaluation."""
+
+    entry: ExpertEntry
+    steps: int
+    seconds: float
+    evaluation: EvaluationRecord
+
+
+class TrainingRun:
+    """Drives one run in its folder; `run` may be interrupted at any moment and called again later."""
+
+    def __init__(
+        self, adapted: AdaptedModel, task: Task, spec: RunSpec, folder: RunFolder, listener: Listener
+    ) -> None:
+        self.adapted = adapted
+        self.task = task
+        self.spec = spec
+        self.config = spec.config
+        self.folder = folder
+        self.listener = listener
+        self.trainer = Trainer(adapted, spec.config)
+        self.validation: Sequence[Example] = task.examples(
+            "validation", spec.config.validation_examples, spec.config.seed
+        )
+
+    def run(self, registry: LocalRegistry) -> Trained:
+        """Train what is left, evaluate, and publish the best checkpoint.
+
+        Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
+        """
+        state = self._restore() or self._start()
+        self.listener.stage("train", self.config.steps - state.step)
+        while state.step < self.config.steps:
+            self._one_step(state)
+        self.listener.stage("", 0)
+        if state.best_step == 0:
+            self.folder.finish("")
+            raise T2Error(
+                f"no checkpoint was better than the base on {len(self.validation)} validation examples "
+                f"({state.base_accuracy:.1%}): nothing was published",
+                hint="train for more --steps, or with another --learning-rate or --seed",
+            )
+        return self._publish(state, registry)
+
+    def _start(self) -> RunState:
+        self.listener.stage("validate the base", len(self.validation))
+        accuracy = self._validate(None)
+        self.listener.note(f"base accuracy on {len(self.validation)} validation examples: {accuracy:.3f}")
+        flat = self.trainer.flat.detach()
+        zeros = torch.zeros_like(flat)
+        tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        state = RunState(0, 0.0, 0, accuracy, accuracy, tensors)
+        self.folder.save(state)
+        return state
+
+    def _restore(self) -> RunState | None:
+        trainer = self.trainer
+        state = self.folder.load(trainer.flat.numel())
+        if state is None:
+            return None
+        with torch.no_grad():
+            trainer.flat.copy_(state.tensors["z"])
+        trainer.steps_done = state.step
+        if state.step:
+            moments = {
+                name: state.tensors[name].to(trainer.flat.device) for name in ("exp_avg", "exp_avg_sq")
+            }
+            trainer.optimizer.state[trainer.flat] = {"step": torch.tensor(float(state.step)), **moments}
+        self.folder.metrics.cut_after(state.step)
+        self.listener.note(f"resuming after step {state.step} of {self.config.steps}")
+        return state
+
+    def _one_step(self, state: RunState) -> None:
+        config, started = self.config, time.monotonic()
+        stream = config.seed * SEED_STRIDE + state.step
+        examples = self.task.examples("train", config.prompts_per_step, stream)
+        generator = torch.Generator().manual_seed(stream)
+        rollouts = collect(self.adapted, self.task, examples, self.trainer.z(), config, generator)
+        sampled = time.monotonic() - started
+        result = self.trainer.step(rollouts)
+        step = state.step + 1
+        validation = None
+        if step % config.validate_every == 0 or step == config.steps:
+            validation = self._validate(self.trainer.z())
+        seconds = time.monotonic() - started
+        state.step, state.seconds = step, state.seconds + seconds
+        record = StepRecord(
+            step=step,
+            steps=config.steps,
+            reward=result.reward,
+            kl=result.kl,
+            informative=result.informative,
+            gradient_norm=result.gradient_norm,
+            learning_rate=result.learning_rate,
+            tokens=rollouts.tokens,
+            tokens_per_second=rollouts.tokens / sampled,
+            seconds=seconds,
+            elapsed=state.seconds,
+            eta=state.seconds / step * (config.steps - step),
+            validation=validation,
+        )
+        self._keep(state, validation)
+        self.folder.metrics.append(record)
+        self.listener.step(record)
+
+    def _keep(self, state: RunState, validation: float | None) -> None:
+        """Checkpoint the step that was done; remember it if it is the best so far."""
+        optimizer = self.trainer.optimizer.state[self.trainer.flat]
+        state.tensors["z"] = self.trainer.flat.detach().clone()
+        state.tensors["exp_avg"], state.tensors["exp_avg_sq"] = optimizer["exp_avg"], optimizer["exp_avg_sq"]
+        if validation is not None and validation > state.best_accuracy:
+            state.best_accuracy, state.best_step = validation, state.step
+            state.tensors["best"] = state.tensors["z"]
+        self.folder.save(state)
+
+    def _validate(self, z: ZVectors | None) -> float:
+        right = right_answers(self.adapted, self.task, self.validation, z)
+        self.adapted.release()
+        return sum(right) / len(right)
+
+    def _publish(self, state: RunState, registry: LocalRegistry) -> Trained:
+        best = unflatten(state.tensors["best"].cpu(), self.trainer.ranks)
+        z = ZVectors(best)
+        n = self.config.evaluation_examples
+        self.listener.stage(f"evaluate on {n} test examples", 2 * n)
+        evaluation = compare(self.adapted, self.task, z, n=n, seed=0, on_done=self.listener.advance)
+        self.listener.stage("", 0)
+        entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
+        self.folder.finish(entry.reference)
+        return Trained(entry, state.step, state.seconds, evaluation)
+
+    def _manifest(self, state: RunState, evaluation: EvaluationRecord) -> ExpertManifest:
+        config, task = self.config, self.task
+        settings = {key: value for key, value in asdict(config).items() if key not in ("preset", "seed")}
+        return ExpertManifest(
+            schema=1,
+            name=self.spec.expert,
+            version=1,  # the registry assigns the real one
+            kind="expert",
+            category=task.category,
+            description=task.description,
+            base=base_record(self.adapted),
+            targets=TargetsRecord(config.selection, len(self.adapted.targets), self.trainer.flat.numel()),
+            z=ZRecord("z.safetensors", "", "linear", None),
+            training=TrainingRecord(
+                task=task.name,
+                preset=config.preset,
+                config={**settings, "best_step": state.best_step},
+                seed=config.seed,
+                steps=state.step,
+                seconds=round(state.seconds, 1),
+                device=str(self.adapted.base.device),
+                versions=versions(),
+            ),
+            evaluation=(evaluation,),
+            parents=(),
+            created=now(),
+        )
+
+
+def base_record(adapted: AdaptedModel) -> BaseRecord:
+    """Return what a manifest says of the base: where it is from, and its fingerprint."""
+    identity = adapted.base.identity
+    spectrum = spectrum_sketch(singular_values(identity, adapted.targets))
+    return BaseRecord(
+        name=identity.name,
+        source=identity.source,
+        revision=identity.revision,
+        architecture=identity.architecture,
+        fingerprint=FingerprintRecord(identity.weights, spectrum),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what made an expert."""
+    from importlib.metadata import version
+
+    import t2cli
+
+    found = {name: version(name) for name in ("torch", "transformers")}
+    return {"t2cli": t2cli.__version__, "python": platform.python_version(), **found}
+
+
+def now() -> str:
+    """Return the time as manifests write it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def resumable(spec: RunSpec, stored: RunSpec) -> RunSpec:
+    """Return the stored spec with the parts that a resume may change: more steps do not change what was done."""
+    return replace(stored, base=spec.base)

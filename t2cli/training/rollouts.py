@@ -1,0 +1,56 @@
+"""Sample answers to a task's examples under the current z, and have them judged.
+
+The token ids are kept as sampled: text decoded and tokenised again may be other tokens, with other log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from t2cli.config import SamplingConfig, TrainConfig
+from t2cli.models.adapted import AdaptedModel
+from t2cli.models.generate import Completion, generate
+from t2cli.svf.zvector import ZVectors
+
+if TYPE_CHECKING:
+    from t2cli.tasks.base import Example, Task
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """P prompts with G judged completions each; `rewards` (P, G) in {-1, +1}."""
+
+    prompts: list[list[int]]
+    groups: list[list[Completion]]
+    rewards: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens were generated."""
+        return sum(len(completion.ids) for group in self.groups for completion in group)
+
+
+def collect(
+    adapted: AdaptedModel,
+    task: Task,
+    examples: Sequence[Example],
+    z: ZVectors,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> Rollouts:
+    """Answer each example `config.group` times at `config.temperature` with folded weights; judge the answers."""
+    prompts = [adapted.base.encode(task.messages(example)) for example in examples]
+    sampling = SamplingConfig(max_new_tokens=task.max_new_tokens, temperature=config.temperature)
+    with adapted.use_z(z):
+        flat = generate(adapted, prompts, sampling, copies=config.group, generator=generator)
+    adapted.release()  # the gradient needs the memory more
+    groups = [flat[start : start + config.group] for start in range(0, len(flat), config.group)]
+    rewards = [
+        [task.reward(example, adapted.base.decode(list(completion.ids))) for completion in group]
+        for example, group in zip(examples, groups, strict=True)
+    ]
+    return Rollouts(prompts, groups, torch.tensor(rewards))

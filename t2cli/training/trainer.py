@@ -1,0 +1,121 @@
+"""One step of reinforcement learning of z.
+
+Source: Transformer-Squared (arXiv 2501.06252), equation 2; math.md 5, preset `t2`.
+
+Deviations from the paper:
+1. Rollouts are sampled, G per prompt, with a leave-one-out baseline (see svf/policy_gradient.py).
+2. The gradient flows through the factored form of the layers; no W' is formed and no base weight is touched.
+3. A prompt and its rollouts share one row (see packing.py); micro-batches only bound the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from t2cli.config import TrainConfig
+from t2cli.errors import T2Error
+from t2cli.models.adapted import AdaptedModel
+from t2cli.svf.policy_gradient import leave_one_out, policy_gradient_loss
+from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.training.packing import pack, rollout_logp
+from t2cli.training.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did. `kl` is the mean k3 estimate per token, `gradient_norm` is before clipping."""
+
+    reward: float
+    kl: float
+    gradient_norm: float
+    learning_rate: float
+    informative: float  # share of prompts whose rollouts were not all right or all wrong
+
+
+class Trainer:
+    """Owns z as one flat parameter (parameters,), its optimiser and the learning-rate schedule."""
+
+    def __init__(self, adapted: AdaptedModel, config: TrainConfig) -> None:
+        self.adapted = adapted
+        self.config = config
+        self.ranks = adapted.ranks
+        self.flat = nn.Parameter(torch.ones(sum(self.ranks.values()), device=adapted.base.device))
+        self.optimizer = torch.optim.AdamW(
+            [self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99)
+        )
+        self.steps_done = 0
+
+    def z(self) -> ZVectors:
+        """Return a copy of the current z."""
+        return ZVectors(
+            {name: z.detach().cpu().clone() for name, z in unflatten(self.flat, self.ranks).items()}
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of update `step` (from 0): linear warm-up, then a cosine down to the final share."""
+        config = self.config
+        if step < config.warmup_steps:
+            return config.learning_rate * (step + 1) / config.warmup_steps
+        progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        low = config.final_learning_rate
+        return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+    def step(self, rollouts: Rollouts) -> StepResult:
+        """Update z once from the rollouts. Raises T2Error if the gradient is not finite, leaving z as it was."""
+        advantages = leave_one_out(rollouts.rewards)
+        self.optimizer.zero_grad(set_to_none=True)
+        kl_sum = 0.0
+        for part in self._parts(advantages):
+            kl_sum += self._accumulate(rollouts, advantages, part) * len(part)
+        assert self.flat.grad is not None
+        norm = float(nn.utils.clip_grad_norm_([self.flat], self.config.max_gradient_norm))
+        if not math.isfinite(norm):
+            raise T2Error(
+                f"the gradient of step {self.steps_done + 1} is not finite",
+                hint="resume with a smaller --learning-rate; the last good z is in the run's folder",
+            )
+        rate = self.learning_rate(self.steps_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        if self.config.weight_decay:  # towards the base, z = 1, not towards 0
+            with torch.no_grad():
+                self.flat.sub_((self.flat - 1) * (rate * self.config.weight_decay))
+        self.steps_done += 1
+        return StepResult(
+            reward=float(rollouts.rewards.mean()),
+            kl=kl_sum / len(rollouts.prompts),
+            gradient_norm=norm,
+            learning_rate=rate,
+            informative=float((advantages != 0).any(dim=1).float().mean()),
+        )
+
+    def _parts(self, advantages: torch.Tensor) -> Iterator[list[int]]:
+        rows = list(range(len(advantages)))
+        for start in range(0, len(rows), self.config.micro_batch):
+            yield rows[start : start + self.config.micro_batch]
+
+    def _accumulate(self, rollouts: Rollouts, advantages: torch.Tensor, part: list[int]) -> float:
+        """Add the gradient of some prompts' rollouts; return their mean KL per token."""
+        model, device = self.adapted.model, self.adapted.base.device
+        groups = [[completion.ids for completion in rollouts.groups[row]] for row in part]
+        packed = pack([rollouts.prompts[row] for row in part], groups, device)
+        with torch.no_grad(), self.adapted.reference():
+            reference_logp = rollout_logp(model, packed)
+        with torch.enable_grad(), self.adapted.with_tensors(unflatten(self.flat, self.ranks)):
+            logp = rollout_logp(model, packed)
+            loss = policy_gradient_loss(
+                logp.flatten(0, 1),
+                reference_logp.flatten(0, 1),
+                packed.mask.flatten(0, 1),
+                advantages[part].flatten().to(device),
+                kl_coefficient=self.config.kl_coefficient,
+                rollouts=rollouts.rewards.numel(),
+            )
+            loss.total.backward()  # type: ignore[no-untyped-call]
+        return float(loss.kl)

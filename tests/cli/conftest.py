@@ -1,0 +1,135 @@
+"""What the command line's tests share: real processes, a registry of fixed content, golden files.
+
+After a wanted change of an output rewrite the golden files with `T2_UPDATE_GOLDEN=1 pytest tests/cli`
+and read the difference before committing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import t2cli
+from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.manifest import (
+    BaseRecord,
+    EvaluationRecord,
+    ExpertManifest,
+    FingerprintRecord,
+    ParentRecord,
+    TargetsRecord,
+    TrainingRecord,
+    ZRecord,
+)
+
+ROOT = Path(t2cli.__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test, and the processes it starts, an empty home and a plain terminal of 80 columns."""
+    for name in ("T2_REGISTRY", "T2_DEBUG", "PYTHONWARNINGS", "PYTHONUNBUFFERED"):
+        monkeypatch.delenv(name, raising=False)
+    settings = {"T2_HOME": tmp_path / "home", "COLUMNS": 80, "NO_COLOR": 1, "PYTHONPATH": ROOT}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def t2() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs t2 as a real process."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "t2cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Return a function that asserts that a text is the golden file's (T2_UPDATE_GOLDEN=1 rewrites it)."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if os.environ.get("T2_UPDATE_GOLDEN") == "1":
+            path.write_text(text)
+        assert text == path.read_text(), f"{name} differs; T2_UPDATE_GOLDEN=1 rewrites it if that is wanted"
+
+    return check
+
+
+def base(name: str, digit: str) -> BaseRecord:
+    """Return a base whose weights' digest is 64 times `digit`."""
+    fingerprint = FingerprintRecord(weights=digit * 64, spectrum={"q_proj": [3.5, 1.25]})
+    return BaseRecord(name, "hub:example/model", "main", "LlamaForCausalLM", fingerprint)
+
+
+def manifest(name: str) -> ExpertManifest:
+    """Return the manifest of an expert with one z of two numbers, three days old."""
+    evaluation = EvaluationRecord(
+        task=name,
+        split="test",
+        n=400,
+        base_accuracy=0.25,
+        expert_accuracy=0.4625,
+        ci95=(0.4142, 0.5115),
+        gain=0.2125,
+        gain_ci95=(0.16, 0.264),
+        mcnemar_p=1.5e-9,
+        seed=7,
+    )
+    return ExpertManifest(
+        name=name,
+        version=1,
+        kind="expert",
+        category=name,
+        description=f"answers questions of {name}",
+        base=base("smollm2-135m", "a"),
+        targets=TargetsRecord("all", 1, 2),
+        z=ZRecord("z.safetensors", "0" * 64, "linear"),
+        created=(datetime.now(UTC) - timedelta(days=3, hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        training=TrainingRecord(name, "t2", {"steps": 60}, 0, 60, 12.5, "cpu", {"torch": "2.13.0"}),
+        evaluation=(evaluation,),
+    )
+
+
+def z_bytes() -> bytes:
+    """Return a safetensors file of one float32 tensor of two numbers."""
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"model.layers.0.self_attn.q_proj.weight": entry}).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + struct.pack("<2f", 1.0, 0.5)
+
+
+@pytest.fixture
+def make_expert() -> Callable[..., ExpertEntry]:
+    """Return a function that puts one more version of an expert, with any field changed, into a registry."""
+
+    def make(folder: Path, name: str, **changes: object) -> ExpertEntry:
+        return LocalRegistry([folder]).put(replace(manifest(name), **changes), z_bytes())  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def registry(tmp_path: Path, make_expert: Callable[..., ExpertEntry]) -> Path:
+    """Return a registry of four experts: two versions, a mix, one never evaluated, one of another base."""
+    folder = tmp_path / "experts"
+    make_expert(folder, "math", evaluation=())
+    math = make_expert(folder, "math")
+    code = make_expert(folder, "code", evaluation=(), training=None)
+    parents = tuple(ParentRecord(entry.reference, entry.digest, 0.5) for entry in (math, code))
+    make_expert(folder, "both", kind="mix", category="reasoning", training=None, parents=parents)
+    make_expert(folder, "math", base=base("qwen3-0.6b", "b"))
+    return folder
