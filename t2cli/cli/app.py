@@ -22,7 +22,11 @@ from t2cli.errors import UsageError
 from t2cli.lookup import load, near_matches
 
 COMMANDS = {
+    "decompose": "t2cli.cli.decompose:decompose",
+    "train": "t2cli.cli.train:train",
     "list": "t2cli.cli.list:list_experts",
+    "mix": "t2cli.cli.mix:mix",
+    "chat": "t2cli.cli.chat:chat",
 }
 
 EPILOG = (

@@ -1,0 +1,1 @@
+"""Pass 1: look at the question, choose experts."""

@@ -1,0 +1,1 @@
+"""Measure experts on held-out examples."""

@@ -1,0 +1,1 @@
+"""Base models: found, loaded, decomposed, adapted, and made to answer."""

@@ -31,6 +31,8 @@ class AdaptedModel:
         self.base = base
         self.model = base.model
         self.selection = selection
+        if any(isinstance(module, SVFLinear) for module in base.model.modules()):
+            raise T2Error(f"{base.identity.name} is adapted already", hint="detach the other AdaptedModel first")
         self.targets: list[Target] = find_targets(base.model, selection)
         self._layers: dict[str, SVFLinear] = {}
         self._folded_for: ZVectors | None = None  # whose W' the spare buffers hold
@@ -38,12 +40,7 @@ class AdaptedModel:
         for target in self.targets:
             parent, _, child = target.module.rpartition(".")
             owner = self.model.get_submodule(parent)
-            linear = getattr(owner, child)
-            if not isinstance(linear, nn.Linear):
-                raise T2Error(
-                    f"{target.module} is adapted already", hint="detach the other AdaptedModel first"
-                )
-            layer = SVFLinear(linear)
+            layer = SVFLinear(getattr(owner, child))
             setattr(owner, child, layer)
             self._layers[target.weight] = layer
 
@@ -139,6 +136,15 @@ class AdaptedModel:
         with self._restored():
             self._clear()
             yield
+
+    @property
+    def rows_differ(self) -> bool:
+        """Tell whether a `per_row` block is active."""
+        return any(layer.z is not None and layer.z.ndim == 2 for layer in self._layers.values())
+
+    def rows_kept(self) -> contextlib.AbstractContextManager[None]:
+        """Undo at the end of the block what `select_rows` does inside it."""
+        return self._restored()
 
     def select_rows(self, rows: torch.Tensor) -> None:
         """Keep, repeat or reorder the rows of a `per_row` batch as the batch itself changes; else do nothing."""

@@ -37,9 +37,7 @@ class BaseModel:
         """Return the token ids of a chat up to where the assistant's answer begins."""
         if self.tokenizer.chat_template is None:  # a plain language model: the last message is the prompt
             return list(self.tokenizer(messages[-1]["content"])["input_ids"])
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
+        encoded: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
 
     def decode(self, ids: list[int]) -> str:
@@ -57,9 +55,7 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[device]:
-        raise T2Error(
-            f"this machine or this build of torch has no {device} device", hint="use --device auto or cpu"
-        )
+        raise T2Error(f"this machine or this build of torch has no {device} device", hint="use --device auto or cpu")
     return torch.device(device)
 
 
@@ -78,9 +74,7 @@ def load_base(base: str, *, device: str = "auto", quiet: bool = False) -> BaseMo
     logging.disable_progress_bar()
     identity = identify(files, quiet=quiet)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            files.folder, trust_remote_code=False, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             files.folder,
             dtype=torch.float32 if where.type == "cpu" else "auto",

@@ -97,15 +97,11 @@ def _save(path: Path, basis: Basis) -> None:
 
     with writing(path) as temporary:
         try:
-            save_file(
-                {"Q": basis.Q.cpu(), "S": basis.S.cpu()}, temporary, {"format": FORMAT, "side": basis.side}
-            )
+            save_file({"Q": basis.Q.cpu(), "S": basis.S.cpu()}, temporary, {"format": FORMAT, "side": basis.side})
         except SafetensorError as error:  # how safetensors reports a failed write
             if "os error 28" in str(error).lower() or "no space" in str(error).lower():
                 raise disk_error(path, OSError(28, "No space left on device")) from error
-            raise T2Error(
-                f"{path} could not be written: {error}", hint="check the folder of T2_HOME"
-            ) from error
+            raise T2Error(f"{path} could not be written: {error}", hint="check the folder of T2_HOME") from error
 
 
 def load_basis(identity: BaseIdentity, target: Target) -> Basis:

@@ -177,10 +177,7 @@ def identity_path(folder: Path) -> Path:
 
 def weight_files(folder: Path) -> dict[str, list[int]]:
     """Return size and modification time (ns) of each weight file: while they stay, so does the identity."""
-    return {
-        path.name: [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(folder.glob("*.safetensors"))
-    }
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob("*.safetensors"))}
 
 
 def read_identity(folder: Path) -> dict[str, object] | None:

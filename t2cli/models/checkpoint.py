@@ -39,9 +39,7 @@ class Checkpoint:
                 with safe_open(path, framework="numpy") as file:
                     found.update(dict.fromkeys(file.keys(), path))
             except SafetensorError as error:
-                raise CorruptArtifactError(
-                    f"{path} is damaged: {error}", hint="fetch the model again"
-                ) from error
+                raise CorruptArtifactError(f"{path} is damaged: {error}", hint="fetch the model again") from error
         return found
 
     def _from_index(self, index: Path) -> dict[str, Path]:
@@ -49,9 +47,7 @@ class Checkpoint:
             weight_map = json.loads(index.read_text())["weight_map"]
             found = {str(name): self.folder / Path(str(shard)).name for name, shard in weight_map.items()}
         except (ValueError, KeyError, AttributeError) as error:
-            raise CorruptArtifactError(
-                f"{index} is not a weight index", hint="fetch the model again"
-            ) from error
+            raise CorruptArtifactError(f"{index} is not a weight index", hint="fetch the model again") from error
         if missing := sorted({path.name for path in found.values() if not path.is_file()}):
             raise CorruptArtifactError(
                 f"the checkpoint in {self.folder} lacks {', '.join(missing)}",

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.cache import attention_window, growing_cache
 
-SHRINK = (
-    0.75  # finished rows leave the batch when fewer than this share are alive: copying the cache costs too
-)
+SHRINK = 0.75  # finished rows leave the batch when fewer than this share are alive: copying the cache costs too
+
+WORTH_SHARING = 8  # tokens; a shorter common beginning costs more to repeat than to read again
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,15 @@ class Completion:
 
     ids: tuple[int, ...]
     ended: bool
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with, each keeping at least one of its own."""
+    first, most = prompts[0], min(map(len, prompts)) - 1
+    for index in range(most):
+        if any(prompt[index] != first[index] for prompt in prompts):
+            return index
+    return most
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,18 +70,29 @@ def generate(
     `on_token(row, id)` is called as tokens come. Sampling at a temperature draws from `generator`, on the CPU, so
     that a seed gives the same numbers on every device.
     """
-    model, eos = adapted.model, adapted.base.eos
-    ids, mask = left_padded(prompts, adapted.base.device)
-    output = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions_of(mask), use_cache=True, logits_to_keep=1
-    )
-    logits, cache = output.logits[:, -1], output.past_key_values
-    if copies > 1:
-        index = torch.arange(len(prompts), device=ids.device).repeat_interleave(copies)
-        cache.batch_repeat_interleave(copies)
-        adapted.select_rows(index)
-        logits, mask = logits[index], mask[index]
-    total = len(prompts) * copies
+    if not all(prompts):
+        raise ValueError("a prompt needs at least one token")
+    with adapted.rows_kept():
+        logits, cache, mask = _read(adapted, prompts)
+        if copies > 1:
+            index = torch.arange(len(prompts), device=logits.device).repeat_interleave(copies)
+            cache.batch_repeat_interleave(copies)
+            adapted.select_rows(index)
+            logits, mask = logits[index], mask[index]
+        return _continue(adapted, logits, cache, mask, sampling, generator, on_token)
+
+
+def _continue(
+    adapted: AdaptedModel,
+    logits: torch.Tensor,
+    cache: DynamicCache,
+    mask: torch.Tensor,
+    sampling: SamplingConfig,
+    generator: torch.Generator | None,
+    on_token: Callable[[int, int], None] | None,
+) -> list[Completion]:
+    """Generate from logits (B, V), the cache behind them and its mask (B, T)."""
+    eos, total = adapted.base.eos, len(logits)
     written: list[list[int]] = [[] for _ in range(total)]
     ended = [False] * total
     rows = list(range(total))  # the output row of each row still in the batch
@@ -87,12 +109,12 @@ def generate(
         if not alive or step + 1 == sampling.max_new_tokens:
             break
         if len(alive) <= SHRINK * len(rows):
-            keep = torch.tensor(alive, device=ids.device)
+            keep = torch.tensor(alive, device=logits.device)
             cache.batch_select_indices(keep)
             adapted.select_rows(keep)
             chosen, mask, rows = chosen[keep], mask[keep], [rows[place] for place in alive]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        output = model(
+        output = adapted.model(
             input_ids=chosen.unsqueeze(1),
             attention_mask=mask,
             position_ids=mask.sum(dim=1, keepdim=True) - 1,
@@ -103,12 +125,45 @@ def generate(
     return [Completion(tuple(tokens), end) for tokens, end in zip(written, ended, strict=True)]
 
 
+def _read(adapted: AdaptedModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+    """Return the logits (B, V) after the prompts, their cache, and its mask (B, T).
+
+    What all prompts begin with (a system text, a template) is read once, unless each row has its own expert. Then
+    padding is between the beginning and the rest, which a sliding window would count as tokens: no sharing there.
+    """
+    model, device = adapted.model, adapted.base.device
+    cache = growing_cache(model.config)
+    may_share = len(prompts) > 1 and not adapted.rows_differ and attention_window(model.config) is None
+    shared = common_prefix(prompts) if may_share else 0
+    if shared >= WORTH_SHARING:
+        prefix = torch.tensor([prompts[0][:shared]], device=device)
+        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts))
+        prompts = [prompt[shared:] for prompt in prompts]
+    else:
+        shared = 0
+    ids, mask = left_padded(prompts, device)
+    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions_of(mask)[:, shared:],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1], cache, mask
+
+
 def choose(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
     """Return one token id per row (B,) of logits (B, V): the best at temperature 0, else a draw."""
     if temperature <= 0:
         return logits.argmax(dim=-1)
-    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits.device)
+    # the inverse of the distribution function: one random number per row, where torch.multinomial draws one per token
+    cumulative = torch.softmax(logits.float().cpu() / temperature, dim=-1).double().cumsum(dim=-1)
+    drawn = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, drawn, right=True).squeeze(1)
+    return chosen.clamp_max(logits.shape[-1] - 1).to(logits.device)
 
 
 def greedy_in_batches(

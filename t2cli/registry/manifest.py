@@ -111,7 +111,10 @@ class ParentRecord:
 
 @dataclass(frozen=True)
 class ExpertManifest:
-    """Everything known about one version of an expert; `created` is ISO 8601 in UTC, ending in Z."""
+    """Everything known about one version of an expert; `created` is ISO 8601 in UTC, ending in Z.
+
+    `examples` are a few of the questions it was trained on, one line each: pass 1 compares a question with them.
+    """
 
     name: str
     version: int
@@ -122,6 +125,7 @@ class ExpertManifest:
     targets: TargetsRecord
     z: ZRecord
     created: str
+    examples: tuple[str, ...] = ()
     training: TrainingRecord | None = None
     evaluation: tuple[EvaluationRecord, ...] = ()
     parents: tuple[ParentRecord, ...] = ()
@@ -167,6 +171,7 @@ class ExpertManifest:
             targets=_targets(_inner(top, "targets", TargetsRecord)),
             z=_z(_inner(top, "z", ZRecord)),
             created=_created(top),
+            examples=top.texts("examples"),
             training=_training(_inner(top, "training", TrainingRecord)) if top.has("training") else None,
             evaluation=tuple(_evaluation(item) for item in _each(top, "evaluation", EvaluationRecord)),
             parents=tuple(_parent(item) for item in _each(top, "parents", ParentRecord)),
@@ -176,10 +181,17 @@ class ExpertManifest:
         return manifest
 
 
+def timestamp() -> str:
+    """Return the present time as `created` has it."""
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 # The order of expert.yaml in the documentation.
 _KEYS = (
     *("schema", "name", "version", "kind", "category", "description", "base", "targets", "z"),
-    *("training", "evaluation", "parents", "created"),
+    *("examples", "training", "evaluation", "parents", "created"),
 )
 
 

@@ -1,0 +1,1 @@
+"""The mathematics of singular value fine-tuning: torch, and nothing else."""

@@ -46,9 +46,7 @@ def basis_of(W: torch.Tensor, device: str | torch.device | None = None) -> Basis
     as long as z is equal on it, and a reproducible one otherwise.
     """
     if W.ndim != 2 or W.numel() == 0 or not W.is_floating_point():
-        raise ValueError(
-            f"expected a non-empty floating-point matrix, got {W.dtype} of shape {tuple(W.shape)}"
-        )
+        raise ValueError(f"expected a non-empty floating-point matrix, got {W.dtype} of shape {tuple(W.shape)}")
     if not bool(torch.isfinite(W).all()):
         raise ValueError("the matrix holds NaN or infinite values")
     device = torch.device(device) if device is not None else W.device
@@ -71,9 +69,13 @@ def _fix_signs(Q: torch.Tensor) -> torch.Tensor:
 
 
 def fold(W: torch.Tensor, basis: Basis, z: torch.Tensor) -> torch.Tensor:
-    """Return W' (m, n) = U diag(S * z) Vh in W's dtype; z (r,). z = 1 returns W's values bit for bit."""
-    Q = basis.Q.to(device=W.device)
-    change = (Q * (z.to(device=W.device, dtype=torch.float32) - 1)) @ Q.T  # (r, r), symmetric
-    wide = W.to(torch.float32)
+    """Return W' (m, n) = U diag(S * z) Vh in W's dtype; z (r,). z = 1 returns W's values bit for bit.
+
+    Computed in float32, or in float64 for a float64 weight.
+    """
+    dtype = torch.promote_types(W.dtype, torch.float32)
+    Q = basis.Q.to(device=W.device, dtype=dtype)
+    change = (Q * (z.to(device=W.device, dtype=dtype) - 1)) @ Q.T  # (r, r), symmetric
+    wide = W.to(dtype)
     folded = torch.addmm(wide, wide, change) if basis.side == "input" else torch.addmm(wide, change, wide)
     return folded.to(W.dtype)

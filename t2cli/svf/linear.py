@@ -64,8 +64,9 @@ class SVFLinear(nn.Module):
         if basis.side == "input":
             return functional.linear(x + self._change(x, basis.Q), self.weight, self.bias)
         v = functional.linear(x, self.weight)  # (..., m)
-        y = v + self._change(v, basis.Q)
-        return y if self.bias is None else y + self.bias
+        # with a bias the base's own output is computed too: v + bias is rounded otherwise, and z = 1 must be the base
+        base = v if self.bias is None else functional.linear(x, self.weight, self.bias)
+        return base + self._change(v, basis.Q)
 
     def _change(self, v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
         """Return Q ((z - 1) * (Q^T v)) for v (..., r)."""

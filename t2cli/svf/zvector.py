@@ -20,10 +20,8 @@ class ZVectors(Mapping[str, torch.Tensor]):
     def __init__(self, vectors: Mapping[str, torch.Tensor]) -> None:
         for name, z in vectors.items():
             if z.ndim != 1 or not z.is_floating_point():
-                raise ValueError(
-                    f"z of {name} must be a float vector, got {z.dtype} of shape {tuple(z.shape)}"
-                )
-        self._vectors = {name: z.detach().to(torch.float32) for name, z in sorted(vectors.items())}
+                raise ValueError(f"z of {name} must be a float vector, got {z.dtype} of shape {tuple(z.shape)}")
+        self._vectors = {name: z.detach().to(torch.float32, copy=True) for name, z in sorted(vectors.items())}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._vectors[name]
@@ -73,8 +71,6 @@ def mix(members: Sequence[tuple[float, ZVectors]]) -> ZVectors:
         for name, z in vectors.items():
             term = alpha * (z.double() - 1)
             if name in shift and shift[name].shape != term.shape:
-                raise ValueError(
-                    f"{name} has rank {shift[name].numel()} in one expert and {term.numel()} in another"
-                )
+                raise ValueError(f"{name} has rank {shift[name].numel()} in one expert and {term.numel()} in another")
             shift[name] = shift[name] + term if name in shift else term
     return ZVectors({name: (1 + total).float() for name, total in shift.items()})

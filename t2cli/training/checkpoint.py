@@ -90,7 +90,7 @@ class RunFolder:
             "best_accuracy": state.best_accuracy,
             "base_accuracy": state.base_accuracy,
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
         write_atomic(
             self.path / "state.safetensors",
             save(tensors, {"format": FORMAT, "counters": json.dumps(counters)}),
@@ -164,9 +164,7 @@ def new_run(base_folder: str, spec: RunSpec) -> RunFolder:
 
 def run_to_resume(base_folder: str, expert: str) -> RunFolder:
     """Return the newest unfinished run of an expert. Raises NotFoundError if there is none."""
-    unfinished = [
-        run for run in runs_of(base_folder, expert) if not run.finished and (run.path / "run.json").is_file()
-    ]
+    unfinished = [run for run in runs_of(base_folder, expert) if not run.finished and (run.path / "run.json").is_file()]
     if not unfinished:
         raise NotFoundError(
             f"there is no unfinished run of {expert} for {base_folder}",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
+from itertools import islice, zip_longest
 
 import torch
 
@@ -27,6 +27,7 @@ from t2cli.registry.manifest import (
     TargetsRecord,
     TrainingRecord,
     ZRecord,
+    timestamp,
 )
 from t2cli.registry.vectors import z_to_bytes
 from t2cli.svf.fingerprint import spectrum_sketch
@@ -37,6 +38,7 @@ from t2cli.training.metrics import Listener, StepRecord
 from t2cli.training.rollouts import collect
 from t2cli.training.trainer import Trainer
 
+SHOWN, SHOWN_FROM, LONGEST_SHOWN = 4, 64, 300  # questions in a manifest, out of how many, and characters of each
 SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
 
 
@@ -53,19 +55,23 @@ class Trained:
 class TrainingRun:
     """Drives one run in its folder; `run` may be interrupted at any moment and called again later."""
 
-    def __init__(
-        self, adapted: AdaptedModel, task: Task, spec: RunSpec, folder: RunFolder, listener: Listener
-    ) -> None:
+    def __init__(self, adapted: AdaptedModel, task: Task, spec: RunSpec, folder: RunFolder, listener: Listener) -> None:
         self.adapted = adapted
         self.task = task
         self.spec = spec
         self.config = spec.config
         self.folder = folder
         self.listener = listener
+        self._state: RunState | None = None
         self.trainer = Trainer(adapted, spec.config)
         self.validation: Sequence[Example] = task.examples(
             "validation", spec.config.validation_examples, spec.config.seed
         )
+
+    @property
+    def steps_done(self) -> int:
+        """Return how many steps the checkpoint on disk has."""
+        return self._state.step if self._state is not None else 0
 
     def run(self, registry: LocalRegistry) -> Trained:
         """Train what is left, evaluate, and publish the best checkpoint.
@@ -73,6 +79,7 @@ class TrainingRun:
         Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
         """
         state = self._restore() or self._start()
+        self._state = state
         self.listener.stage("train", self.config.steps - state.step)
         while state.step < self.config.steps:
             self._one_step(state)
@@ -106,9 +113,7 @@ class TrainingRun:
             trainer.flat.copy_(state.tensors["z"])
         trainer.steps_done = state.step
         if state.step:
-            moments = {
-                name: state.tensors[name].to(trainer.flat.device) for name in ("exp_avg", "exp_avg_sq")
-            }
+            moments = {name: state.tensors[name].to(trainer.flat.device) for name in ("exp_avg", "exp_avg_sq")}
             trainer.optimizer.state[trainer.flat] = {"step": torch.tensor(float(state.step)), **moments}
         self.folder.metrics.cut_after(state.step)
         self.listener.note(f"resuming after step {state.step} of {self.config.steps}")
@@ -143,8 +148,8 @@ class TrainingRun:
             eta=state.seconds / step * (config.steps - step),
             validation=validation,
         )
+        self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
         self._keep(state, validation)
-        self.folder.metrics.append(record)
         self.listener.step(record)
 
     def _keep(self, state: RunState, validation: float | None) -> None:
@@ -177,7 +182,6 @@ class TrainingRun:
         config, task = self.config, self.task
         settings = {key: value for key, value in asdict(config).items() if key not in ("preset", "seed")}
         return ExpertManifest(
-            schema=1,
             name=self.spec.expert,
             version=1,  # the registry assigns the real one
             kind="expert",
@@ -185,7 +189,8 @@ class TrainingRun:
             description=task.description,
             base=base_record(self.adapted),
             targets=TargetsRecord(config.selection, len(self.adapted.targets), self.trainer.flat.numel()),
-            z=ZRecord("z.safetensors", "", "linear", None),
+            z=ZRecord("z.safetensors", "0" * 64, "linear"),
+            examples=showcase(task, config.seed),
             training=TrainingRecord(
                 task=task.name,
                 preset=config.preset,
@@ -198,8 +203,23 @@ class TrainingRun:
             ),
             evaluation=(evaluation,),
             parents=(),
-            created=now(),
+            created=timestamp(),
         )
+
+
+def showcase(task: Task, seed: int) -> tuple[str, ...]:
+    """Return a few short training questions as pass 1 will show them, from different rows of the task.
+
+    They come from the training split: what is shown is never part of an evaluation.
+    """
+    by_row: dict[str, list[str]] = {}
+    for example in task.examples("train", SHOWN_FROM, seed):
+        question = " ".join(task.messages(example)[-1]["content"].split())
+        by_row.setdefault(example.id.rpartition("-")[0], []).append(question)
+    rows = [sorted(questions, key=len) for questions in by_row.values()]
+    rounds = zip_longest(*(questions[len(questions) // 4 :] for questions in rows))  # short, but not the shortest
+    chosen = (question for group in rounds for question in group if question and len(question) < LONGEST_SHOWN)
+    return tuple(islice(chosen, SHOWN))
 
 
 def base_record(adapted: AdaptedModel) -> BaseRecord:
@@ -223,13 +243,3 @@ def versions() -> dict[str, str]:
 
     found = {name: version(name) for name in ("torch", "transformers")}
     return {"t2cli": t2cli.__version__, "python": platform.python_version(), **found}
-
-
-def now() -> str:
-    """Return the time as manifests write it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def resumable(spec: RunSpec, stored: RunSpec) -> RunSpec:
-    """Return the stored spec with the parts that a resume may change: more steps do not change what was done."""
-    return replace(stored, base=spec.base)

@@ -95,6 +95,4 @@ class MetricsFile:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             return [StepRecord(**json.loads(line)) for line in lines]
         except (OSError, ValueError, TypeError) as error:
-            raise T2Error(
-                f"{self.path} is no metrics file: {error}", hint="the run's other files are whole"
-            ) from error
+            raise T2Error(f"{self.path} is no metrics file: {error}", hint="the run's other files are whole") from error

@@ -5,7 +5,9 @@ Source: Transformer-Squared (arXiv 2501.06252), equation 2; math.md 5, preset `t
 Deviations from the paper:
 1. Rollouts are sampled, G per prompt, with a leave-one-out baseline (see svf/policy_gradient.py).
 2. The gradient flows through the factored form of the layers; no W' is formed and no base weight is touched.
-3. A prompt and its rollouts share one row (see packing.py); micro-batches only bound the memory.
+3. Prompts and their rollouts share one row (see packing.py); micro-batches only bound the memory.
+4. Prompts whose rollouts are all right or all wrong have no advantage; they are left out of the gradient, KL term
+   included, which saves most of its cost while a task is mostly failed or mostly solved.
 """
 
 from __future__ import annotations
@@ -45,16 +47,12 @@ class Trainer:
         self.config = config
         self.ranks = adapted.ranks
         self.flat = nn.Parameter(torch.ones(sum(self.ranks.values()), device=adapted.base.device))
-        self.optimizer = torch.optim.AdamW(
-            [self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99)
-        )
+        self.optimizer = torch.optim.AdamW([self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
         self.steps_done = 0
 
     def z(self) -> ZVectors:
         """Return a copy of the current z."""
-        return ZVectors(
-            {name: z.detach().cpu().clone() for name, z in unflatten(self.flat, self.ranks).items()}
-        )
+        return ZVectors({name: z.detach().cpu().clone() for name, z in unflatten(self.flat, self.ranks).items()})
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of update `step` (from 0): linear warm-up, then a cosine down to the final share."""
@@ -69,10 +67,12 @@ class Trainer:
         """Update z once from the rollouts. Raises T2Error if the gradient is not finite, leaving z as it was."""
         advantages = leave_one_out(rollouts.rewards)
         self.optimizer.zero_grad(set_to_none=True)
-        kl_sum = 0.0
+        kl_sum, informative = 0.0, 0
         for part in self._parts(advantages):
             kl_sum += self._accumulate(rollouts, advantages, part) * len(part)
-        assert self.flat.grad is not None
+            informative += len(part)
+        if self.flat.grad is None:  # nothing to learn from this step
+            self.flat.grad = torch.zeros_like(self.flat)
         norm = float(nn.utils.clip_grad_norm_([self.flat], self.config.max_gradient_norm))
         if not math.isfinite(norm):
             raise T2Error(
@@ -89,14 +89,15 @@ class Trainer:
         self.steps_done += 1
         return StepResult(
             reward=float(rollouts.rewards.mean()),
-            kl=kl_sum / len(rollouts.prompts),
+            kl=kl_sum / max(1, informative),
             gradient_norm=norm,
             learning_rate=rate,
-            informative=float((advantages != 0).any(dim=1).float().mean()),
+            informative=informative / len(rollouts.prompts),
         )
 
     def _parts(self, advantages: torch.Tensor) -> Iterator[list[int]]:
-        rows = list(range(len(advantages)))
+        """Yield the informative prompts, a micro-batch at a time."""
+        rows = (advantages != 0).any(dim=1).nonzero().flatten().tolist()
         for start in range(0, len(rows), self.config.micro_batch):
             yield rows[start : start + self.config.micro_batch]
 

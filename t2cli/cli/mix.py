@@ -1,0 +1,126 @@
+"""t2 mix: a new expert from others, by weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.output import Output
+from t2cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from t2cli.registry.local import ExpertEntry, LocalRegistry
+
+_WITH_ALPHA = re.compile(
+    r"(?P<ref>.*?[^:]):(?P<alpha>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity))", re.I
+)
+
+
+def mix(
+    experts: Annotated[list[str], typer.Argument(metavar="EXPERT[:ALPHA]...", help="Experts, each with its weight.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The new expert's name.")],
+    base: Base = DEFAULT_BASE,
+    registry: RegistryPath = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Mix experts into a new one: z = 1 + the weighted sum of (z of each - 1).
+
+    Without weights each expert counts equally. Weights need not add up to 1: what is missing is the
+    base model's share. A mix is used by its name; pass 1 of t2 chat chooses among trained experts.
+    """
+    from t2cli.cli.session import search_path
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.registry.reference import check_name
+
+    out = Output(json=json, quiet=quiet)
+    check_name(name)
+    weights = parse_weights(experts)
+    entries = LocalRegistry(search_path(registry))
+    digest = _digest(base, quiet)
+    members = [(entries.find(reference, base_digest=digest), alpha) for reference, alpha in weights.items()]
+    entry = _publish(entries, members, name)
+    parents = [{"ref": parent.reference, "digest": parent.digest, "alpha": alpha} for parent, alpha in members]
+    out.emit(
+        "mix",
+        {
+            "expert": entry.reference,
+            "digest": entry.digest,
+            "path": str(entry.path),
+            "parents": parents,
+            "search": None,
+        },
+    )
+    out.data(f"{entry.reference} = " + " + ".join(f"{alpha:g} {parent.reference}" for parent, alpha in members))
+
+
+def parse_weights(experts: list[str]) -> dict[str, float]:
+    """Return reference -> alpha from arguments such as math:0.5; equal shares where none has a weight.
+
+    Raises UsageError when only some have one, for a weight that is not a finite number, and for an expert named twice.
+    """
+    parsed: dict[str, float | None] = {}
+    for text in experts:
+        match = _WITH_ALPHA.fullmatch(text)
+        # math@sha256:123456789012 is a reference whose digest looks like a number
+        if match is None or match["ref"].endswith("@sha256"):
+            reference, alpha = text, None
+        else:
+            reference, alpha = match["ref"], float(match["alpha"])
+        if alpha is not None and not math.isfinite(alpha):
+            raise UsageError(f"the weight of {reference} is not a finite number", hint="write it as in math:0.5")
+        if reference in parsed:
+            raise UsageError(f"{reference} is named twice", hint="add its weights up")
+        parsed[reference] = alpha
+    given = [alpha for alpha in parsed.values() if alpha is not None]
+    if given and len(given) < len(parsed):
+        without = next(reference for reference, alpha in parsed.items() if alpha is None)
+        raise UsageError(f"{without} has no weight, others have", hint="give every expert a weight, or none")
+    return {reference: 1 / len(parsed) if alpha is None else alpha for reference, alpha in parsed.items()}
+
+
+def _digest(base: str, quiet: bool) -> str:
+    """Return the base's weights digest, from its files if it is not known otherwise."""
+    from t2cli.models.catalog import known_digest
+
+    if (digest := known_digest(base)) is not None:
+        return digest
+    from t2cli.models.catalog import locate
+    from t2cli.models.identity import identify
+
+    return identify(locate(base, quiet=quiet), quiet=quiet).weights
+
+
+def _publish(registry: LocalRegistry, members: list[tuple[ExpertEntry, float]], name: str) -> ExpertEntry:
+    from t2cli.registry.manifest import ExpertManifest, ParentRecord, TargetsRecord, ZRecord, timestamp
+    from t2cli.registry.vectors import read_z, z_to_bytes
+    from t2cli.svf.zvector import mix as mixed
+
+    try:
+        z = mixed([(alpha, read_z(parent)) for parent, alpha in members])
+    except ValueError as error:
+        raise UsageError(f"these experts cannot be mixed: {error}", hint="mix experts of one base") from error
+    manifests = [parent.manifest for parent, _ in members]
+    selections = sorted({manifest.targets.selection for manifest in manifests})
+    categories = sorted({manifest.category for manifest in manifests})
+    return registry.put(
+        ExpertManifest(
+            name=name,
+            version=1,  # the registry assigns the real one
+            kind="mix",
+            category="+".join(categories),
+            description="mix of " + ", ".join(f"{alpha:g} {parent.reference}" for parent, alpha in members),
+            base=manifests[0].base,
+            targets=TargetsRecord("+".join(selections), len(z), z.parameters),
+            z=ZRecord("z.safetensors", "0" * 64, "linear"),
+            created=timestamp(),
+            parents=tuple(ParentRecord(parent.reference, parent.digest, alpha) for parent, alpha in members),
+        ),
+        z_to_bytes(z),
+    )

@@ -1,0 +1,156 @@
+"""Two-pass inference: pass 1 chooses z, pass 2 answers with it.
+
+Source: Transformer-Squared (arXiv 2501.06252), section 3.2, figure 2; math.md 6.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from t2cli.config import SamplingConfig
+from t2cli.dispatch.decision import OTHER, Category, Decision, Messages, Strategy
+from t2cli.dispatch.fixed import FixedStrategy
+from t2cli.errors import UsageError
+from t2cli.lookup import load
+from t2cli.models.adapted import AdaptedModel
+from t2cli.models.generate import generate
+from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.vectors import read_z
+from t2cli.svf.zvector import ZVectors, mix
+
+# name -> the class of a Strategy, made from (AdaptedModel, categories)
+STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", "none": "t2cli.dispatch.fixed:NoStrategy"}
+
+OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and where its time went (seconds; `first_token_seconds` counts from the question)."""
+
+    text: str
+    decision: Decision
+    first_token_seconds: float
+    answer_seconds: float
+    prompt_tokens: int
+    answer_tokens: int
+
+
+class TwoPass:
+    """Answers questions, each with the experts that pass 1 (or the user) chose for it."""
+
+    def __init__(self, adapted: AdaptedModel, registry: LocalRegistry, *, quiet: bool = False) -> None:
+        self.adapted = adapted
+        self.registry = registry
+        self.quiet = quiet
+        self._mixes: dict[tuple[tuple[str, float], ...], ZVectors] = {}
+
+    def strategy(self, name: str) -> Strategy:
+        """Return the strategy `name`, over the categories of the experts there are. NotFoundError if unknown."""
+        make = cast("Callable[[AdaptedModel, Sequence[Category]], Strategy]", load(name, STRATEGIES, "strategy"))
+        return make(self.adapted, categories_of(self.registry, self.adapted.base.identity.weights))
+
+    def by_hand(self, weights: Mapping[str, float]) -> Strategy:
+        """Return the strategy to use exactly these experts; raises as LocalRegistry.find for unusable ones."""
+        found = {self._find(reference).reference: alpha for reference, alpha in weights.items()}
+        return FixedStrategy(Decision("fixed", weights=found))
+
+    def answer(
+        self, messages: Messages, decision: Decision, sampling: SamplingConfig, *, on_text: OnText | None = None
+    ) -> Answer:
+        """Answer the chat with the experts of `decision`; `on_text` gets the text piece by piece as it comes.
+
+        Raises UsageError for a chat that leaves no room for an answer in the model's context.
+        """
+        import torch
+
+        started = time.monotonic()
+        base = self.adapted.base
+        ids = base.encode(messages)
+        room = base.context - len(ids)
+        if room < 1:
+            raise UsageError(
+                f"the prompt has {len(ids)} tokens and {base.identity.name} reads at most {base.context}",
+                hint="shorten it, or use a base with a longer context",
+            )
+        first: list[float] = []
+        stream = _Stream(base.decode, on_text)
+
+        def on_token(_row: int, token: int) -> None:
+            first.append(time.monotonic())
+            stream.add(token)
+
+        limits = SamplingConfig(min(sampling.max_new_tokens, room), sampling.temperature, sampling.seed)
+        generator = torch.Generator().manual_seed(sampling.seed)
+        z = self._z(decision.weights)
+        if z is not None:
+            self.adapted.prepare(quiet=self.quiet)
+        with self.adapted.reference() if z is None else self.adapted.use_z(z):
+            completion = generate(self.adapted, [ids], limits, generator=generator, on_token=on_token)[0]
+        text = stream.finish()
+        ended = time.monotonic()
+        to_first = (first[0] if first else ended) - started
+        return Answer(text, decision, decision.seconds + to_first, ended - started, len(ids), len(completion.ids))
+
+    def _find(self, reference: str) -> ExpertEntry:
+        return self.registry.find(reference, base_digest=self.adapted.base.identity.weights)
+
+    def _z(self, weights: Mapping[str, float]) -> ZVectors | None:
+        """Return the z of a mix of experts; the same one for the same mix, so that it is folded once."""
+        if not weights:
+            return None
+        key = tuple(weights.items())
+        if key not in self._mixes:
+            members = [(alpha, read_z(self._find(reference))) for reference, alpha in key]
+            for _, z in members:
+                self.adapted.check(z)
+            self._mixes[key] = members[0][1] if [alpha for alpha, _ in members] == [1.0] else mix(members)
+        return self._mixes[key]
+
+
+class _Stream:
+    """Text of a growing list of tokens, handed on in pieces that never change afterwards."""
+
+    def __init__(self, decode: Callable[[list[int]], str], on_text: OnText | None) -> None:
+        self._decode, self._on_text = decode, on_text
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def add(self, token: int) -> None:
+        self._ids.append(token)
+        if self._on_text is not None:
+            text = self._decode(self._ids)
+            if not text.endswith("\ufffd"):  # a character whose other bytes are still to come
+                self._show(text)
+
+    def finish(self) -> str:
+        text = self._decode(self._ids)
+        self._show(text)
+        return text
+
+    def _show(self, text: str) -> None:
+        if self._on_text is not None and len(text) > len(self._shown):
+            self._on_text(text[len(self._shown) :])
+            self._shown = text
+
+
+def categories_of(registry: LocalRegistry, base_digest: str) -> list[Category]:
+    """Return the categories that the registry has experts for, with the newest expert of each.
+
+    Mixes and dispatchers are used by name only: a mix has no questions of its own.
+    """
+    newest: dict[str, ExpertEntry] = {}
+    for entry in registry.list(base_digest=base_digest):
+        manifest = entry.manifest
+        known = newest.get(manifest.category)
+        if manifest.kind != "expert" or manifest.category == OTHER:
+            continue
+        if known is None or manifest.created > known.manifest.created:
+            newest[manifest.category] = entry
+    return [
+        Category(name, entry.manifest.description, entry.manifest.examples, entry.reference)
+        for name, entry in sorted(newest.items())
+    ]
