@@ -47,7 +47,7 @@ class NetworkError(T2Error):
     exit_code = 6
 
 
-class Interrupted(T2Error):
+class Interrupted(T2Error):  # noqa: N818 - no failure
     """The user pressed Ctrl-C and the work stopped cleanly (exit 130)."""
 
     exit_code = 130

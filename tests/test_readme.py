@@ -134,8 +134,8 @@ def makes_tools(code: int) -> str:
         (makes_tools(0), 0, "all checks passed"),
         (makes_tools(3), 1, "failed: .venv/bin/ruff check ., .venv/bin/ruff format --check ., .venv/bin/mypy\n"),
         (makes_tools(0) + "\nfalse", 1, "failed: the test command of README.md\n"),
-        ("false\n" + makes_tools(0), 1, "made no .venv"),
-        ("true", 1, "made no .venv"),
+        ("false\n" + makes_tools(0), 1, "failed and made no .venv"),
+        ("true", 1, "command made no .venv"),
         ("test -e untracked && test ! -e ignored && test ! -e gone\n" + makes_tools(0), 0, "all checks passed"),
     ],
 )

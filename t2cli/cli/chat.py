@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
@@ -48,9 +49,12 @@ def chat(
     """
     out = Output(json=json, quiet=quiet)
     weights = _by_hand(expert, mix)
+    if not math.isfinite(temperature):
+        raise UsageError("--temperature must be a finite number", hint="0 is greedy, 1 is the model's own variety")
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty", hint='ask something, as in: t2 chat "What is 17 + 25?"')
-    questions = None if prompt is not None or sys.stdin.isatty() else _first_line_read(_lines())
+    at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    questions = None if prompt is not None or at_terminal else _first_line_read(_lines())
     from t2cli.cli.session import open_model, search_path
     from t2cli.config import SamplingConfig
     from t2cli.dispatch.two_pass import TwoPass
@@ -77,12 +81,17 @@ def _by_hand(expert: str, mix: str) -> dict[str, float]:
         raise UsageError("--expert and --mix exclude each other", hint="name the expert inside the mix: --mix A:1")
     if expert:
         return {expert: 1.0}
-    return parse_weights([part.strip() for part in mix.split(",") if part.strip()]) if mix else {}
+    if not mix:
+        return {}
+    members = [part.strip() for part in mix.split(",") if part.strip()]
+    if not members:
+        raise UsageError("--mix names no expert", hint="write it as in --mix math:0.6,reasoning:0.4")
+    return parse_weights(members)
 
 
 def _lines() -> Iterator[tuple[int, str]]:
     """Yield the lines of standard input with their numbers; bytes that are no UTF-8 are replaced."""
-    for number, line in enumerate(sys.stdin.buffer, start=1):
+    for number, line in enumerate(sys.stdin.buffer if sys.stdin is not None else (), start=1):
         yield number, line.decode("utf-8", errors="replace").strip()
 
 
@@ -137,14 +146,20 @@ class _Session:
         while (question := self._ask()) is not None:
             if question == "/reset":
                 messages = []
+                self.out.say("(a new conversation)")
             elif question in ("/exit", "/quit"):
                 return
             elif question:
                 messages = self._turn([*messages, {"role": "user", "content": question}])
 
     def _ask(self) -> str | None:
+        at_terminal = sys.stdout is not None and sys.stdout.isatty()
         try:
-            return input("> ").strip()
+            if at_terminal:
+                return input("> ").strip()
+            sys.stderr.write("> ")  # standard output goes elsewhere, and carries answers only
+            sys.stderr.flush()
+            return input().strip()
         except EOFError:
             self.out.say("")
             return None
@@ -154,8 +169,8 @@ class _Session:
 
     def _turn(self, messages: Messages) -> Messages:
         """Answer the last message and return the conversation with the answer."""
-        messages = self._fitted(messages)
         try:
+            messages = self._fitted(messages)
             answer = self._streamed(messages, one_line=False)
         except KeyboardInterrupt:
             self.out.say("\n(stopped)")

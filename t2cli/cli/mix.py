@@ -13,6 +13,7 @@ from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from t2cli.dispatch.mixing import Members
     from t2cli.registry.local import ExpertEntry, LocalRegistry
 
 _WITH_ALPHA = re.compile(
@@ -35,16 +36,18 @@ def mix(
     Without weights each expert counts equally. Weights need not add up to 1: what is missing is the
     base model's share. A mix is used by its name; pass 1 of t2 chat chooses among trained experts.
     """
-    from t2cli.cli.session import search_path
-    from t2cli.registry.local import LocalRegistry
     from t2cli.registry.reference import check_name
 
     out = Output(json=json, quiet=quiet)
     check_name(name)
     weights = parse_weights(experts)
+    from t2cli.cli.session import search_path
+    from t2cli.dispatch.mixing import find_members
+    from t2cli.registry.local import LocalRegistry
+
     entries = LocalRegistry(search_path(registry))
     digest = _digest(base, quiet)
-    members = [(entries.find(reference, base_digest=digest), alpha) for reference, alpha in weights.items()]
+    members = find_members(entries, weights, digest)
     entry = _publish(entries, members, name)
     parents = [{"ref": parent.reference, "digest": parent.digest, "alpha": alpha} for parent, alpha in members]
     out.emit(
@@ -69,6 +72,8 @@ def parse_weights(experts: list[str]) -> dict[str, float]:
     for text in experts:
         match = _WITH_ALPHA.fullmatch(text)
         # math@sha256:123456789012 is a reference whose digest looks like a number
+        if match is None and ":" in text.removeprefix("hf://").replace("@sha256:", ""):
+            raise UsageError(f"{text!r} does not end in a weight", hint="write it as in math:0.5")
         if match is None or match["ref"].endswith("@sha256"):
             reference, alpha = text, None
         else:
@@ -97,18 +102,15 @@ def _digest(base: str, quiet: bool) -> str:
     return identify(locate(base, quiet=quiet), quiet=quiet).weights
 
 
-def _publish(registry: LocalRegistry, members: list[tuple[ExpertEntry, float]], name: str) -> ExpertEntry:
+def _publish(registry: LocalRegistry, members: Members, name: str) -> ExpertEntry:
+    from t2cli.dispatch.mixing import mixed
     from t2cli.registry.manifest import ExpertManifest, ParentRecord, TargetsRecord, ZRecord, timestamp
-    from t2cli.registry.vectors import read_z, z_to_bytes
-    from t2cli.svf.zvector import mix as mixed
+    from t2cli.registry.vectors import z_to_bytes
 
-    try:
-        z = mixed([(alpha, read_z(parent)) for parent, alpha in members])
-    except ValueError as error:
-        raise UsageError(f"these experts cannot be mixed: {error}", hint="mix experts of one base") from error
+    z = mixed(members)
     manifests = [parent.manifest for parent, _ in members]
-    selections = sorted({manifest.targets.selection for manifest in manifests})
-    categories = sorted({manifest.category for manifest in manifests})
+    selections = sorted({part for manifest in manifests for part in manifest.targets.selection.split("+")})
+    categories = sorted({part for manifest in manifests for part in manifest.category.split("+")})
     return registry.put(
         ExpertManifest(
             name=name,

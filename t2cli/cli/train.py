@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output
-from t2cli.errors import Interrupted
+from t2cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from t2cli.models.adapted import AdaptedModel
@@ -51,45 +54,88 @@ def train(
     settings the run began with.
     """
     from t2cli.config import preset as settings
-    from t2cli.registry.local import LocalRegistry
     from t2cli.registry.reference import check_name
-    from t2cli.tasks.base import load_task
+    from t2cli.tasks.base import load_task, task_names
 
     out = Output(json=json, quiet=quiet)
+    if learning_rate is not None and not math.isfinite(learning_rate):
+        raise UsageError("--learning-rate must be a finite number", hint="the default is 0.002")
     config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
     known_task = load_task(task)
-    expert = name or known_task.name
-    check_name(expert)
-    known_task.examples("train", 1, seed)  # says now, not after loading the model, if the task's source is missing
+    check_name(expert := name or known_task.name)
+    place = task if task in task_names() else str(Path(task).expanduser().resolve())
     from t2cli.cli.session import open_model, search_path
-    from t2cli.training.checkpoint import RunSpec
+    from t2cli.models.catalog import locate
+    from t2cli.models.identity import identify
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.training.checkpoint import RunSpec, new_run, run_to_resume
+    from t2cli.training.loop import check_examples
 
-    adapted = open_model(base, device=device, selection=targets, quiet=quiet)
-    spec = RunSpec(task, expert, base, adapted.base.identity.weights, config)
-    trained = _run(out, adapted, known_task, spec, LocalRegistry(search_path(registry)), resume=resume)
+    identity = identify(locate(base, quiet=quiet), quiet=quiet)
+    spec = RunSpec(place, expert, base, identity.weights, config)
+    folder = run_to_resume(identity.folder_name, expert) if resume else None
+    if folder is not None:
+        spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
+    check_examples(known_task, spec.config)  # now, and not after hours of training
+    adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
+    folder = folder or new_run(identity.folder_name, spec)
+    again = _resuming(spec, known_task.name, registry)
+    trained = _run(out, adapted, known_task, spec, folder, LocalRegistry(search_path(registry)), again)
     _report(out, trained)
 
 
+def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | None], out: Output) -> RunSpec:
+    """Return what the run to resume was asked to do.
+
+    Raises UsageError if that was another task; warns of options that were `given` and are not what it began with.
+    """
+    spec = folder.spec()
+    if spec.task != asked.task:
+        raise UsageError(
+            f"the run in {folder.path} is for the task {spec.task}, not for {asked.task}",
+            hint=f"resume it with --task {shlex.quote(spec.task)}, or leave out --resume to start another run",
+        )
+    ignored = [
+        f"--{name.replace('_', '-')} {value:g}"
+        for name, value in given.items()
+        if value is not None and value != getattr(spec.config, name)
+    ]
+    if ignored:
+        out.warn(f"{' and '.join(ignored)} ignored: a run goes on with the settings it began with")
+    return spec
+
+
+def _resuming(spec: RunSpec, default_name: str, registry: Path | None) -> str:
+    """Return the command that goes on with a run."""
+    words = ["t2", "train", "--task", spec.task]
+    words += ["--name", spec.expert] if spec.expert != default_name else []
+    words += ["--base", spec.base] if spec.base != DEFAULT_BASE else []
+    words += ["--registry", str(registry)] if registry is not None else []
+    return shlex.join([*words, "--resume"])
+
+
 def _run(
-    out: Output, adapted: AdaptedModel, task: Task, spec: RunSpec, registry: LocalRegistry, *, resume: bool
+    out: Output,
+    adapted: AdaptedModel,
+    task: Task,
+    spec: RunSpec,
+    folder: RunFolder,
+    registry: LocalRegistry,
+    again: str,
 ) -> Trained:
+    """Train in `folder`; `again` is the command that goes on after an interrupt."""
     from t2cli.cli.training_progress import TrainingProgress
-    from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import TrainingRun
 
-    home = adapted.base.identity.folder_name
-    folder: RunFolder = run_to_resume(home, spec.expert) if resume else new_run(home, spec)
-    out.say(f"run: {folder.path}")
     with folder.claimed(), TrainingProgress(out) as listener:
-        adapted.prepare(quiet=out.quiet)
-        run = TrainingRun(adapted, task, folder.spec(), folder, listener)
+        out.say(f"run: {folder.path}")
         try:
-            return run.run(registry)
+            adapted.prepare(quiet=out.quiet)
+            return TrainingRun(adapted, task, spec, folder, listener).run(registry)
         except KeyboardInterrupt as error:
-            raise Interrupted(
-                f"interrupted: stopped after step {run.steps_done}, which is saved in {folder.path}",
-                hint=f"go on with: t2 train --task {spec.task} --name {spec.expert} --resume",
-            ) from error
+            state = folder.load()
+            done = f"after step {state.step}, which is saved" if state and state.step else "before the first step"
+            raise Interrupted(f"stopped {done} in {folder.path}", hint=f"go on with: {again}") from error
 
 
 def _report(out: Output, trained: Trained) -> None:

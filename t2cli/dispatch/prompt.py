@@ -10,7 +10,8 @@ Deviations from the paper:
    ("noisy channel" prompting; Min et al. 2022, arXiv 2108.04106). Asked the other way round, for the name of the
    category after the question, the default base gave 60 % of the right answers at best, calibrated (Zhao et al. 2021,
    arXiv 2102.09690) and with the same examples; this way 87 %.
-2. The categories' beginnings are constant: they are read once, and their cache serves every question.
+2. The categories' beginnings are constant: they are read once, and their cache serves every question. A model with
+   sliding windows has no cache that can be cut back, so it reads them again each time.
 3. "other" leaves the base model untouched; the released code keeps the previous expert's weights.
 """
 
@@ -24,7 +25,7 @@ import torch
 
 from t2cli.dispatch.decision import OTHER, Category, Decision, Messages
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.cache import growing_cache
+from t2cli.models.cache import attention_window, growing_cache
 from t2cli.models.generate import left_padded, positions_of
 from t2cli.svf.policy_gradient import token_logp
 
@@ -71,21 +72,44 @@ class PromptStrategy:
     @torch.inference_mode()
     def scores(self, question: str) -> torch.Tensor:
         """Return log P(question | category) (C,) under the base model."""
-        ids = self._tokens(" " + one_line(question))
+        ids = self._tokens(" " + one_line(question), begins=False)
         if len(ids) > LONGEST_QUESTION:
             half = LONGEST_QUESTION // 2
             ids = ids[:half] + ids[-half:]
         with self.adapted.reference():
-            cache, before, first = self._read_categories()
-            rows = torch.tensor([ids] * len(self.categories), device=before.device)  # (C, T)
-            mask = torch.cat([before, torch.ones_like(rows)], dim=1)
-            length = before.shape[1]
-            logits = self.adapted.model(
-                input_ids=rows, attention_mask=mask, position_ids=positions_of(mask)[:, length:], past_key_values=cache
-            ).logits  # (C, T, V)
-            cache.crop(-len(ids))
-        predictions = torch.cat([first.unsqueeze(1), logits[:, :-1]], dim=1)  # (C, T, V)
+            if attention_window(self.adapted.model.config) is None:
+                predictions = self._after_cache(ids)
+            else:
+                predictions = self._read_anew(ids)
+        rows = torch.tensor([ids] * len(self.categories), device=predictions.device)  # (C, T)
         return token_logp(predictions, rows).sum(dim=1).cpu()
+
+    def _after_cache(self, ids: list[int]) -> torch.Tensor:
+        """Return the logits (C, T, V) that predict the question's tokens, from the cache of the beginnings."""
+        cache, before, first = self._read_categories()
+        rows = torch.tensor([ids] * len(self.categories), device=before.device)  # (C, T)
+        mask = torch.cat([before, torch.ones_like(rows)], dim=1)
+        positions = positions_of(mask)[:, before.shape[1] :]
+        self._cache = None  # an interrupt in the next lines leaves it half longer: then it is made again
+        logits = self.adapted.model(
+            input_ids=rows, attention_mask=mask, position_ids=positions, past_key_values=cache
+        ).logits  # (C, T, V)
+        cache.crop(-len(ids))
+        self._cache = cache
+        return torch.cat([first.unsqueeze(1), logits[:, :-1]], dim=1)
+
+    def _read_anew(self, ids: list[int]) -> torch.Tensor:
+        """Return the same without a cache."""
+        prompts = [[*self._tokens(beginning(category)), *ids] for category in self.categories]
+        rows, mask = left_padded(prompts, self.adapted.base.device)
+        logits: torch.Tensor = self.adapted.model(
+            input_ids=rows,
+            attention_mask=mask,
+            position_ids=positions_of(mask),
+            use_cache=False,
+            logits_to_keep=len(ids) + 1,
+        ).logits
+        return logits[:, :-1]
 
     def _read_categories(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """Return the cache, mask and last logits of the categories' beginnings, read on first use."""
@@ -103,8 +127,9 @@ class PromptStrategy:
             self._cache, self._first = cache, output.logits[:, -1]
         return self._cache, self._mask, self._first
 
-    def _tokens(self, text: str) -> list[int]:
-        return list(self.adapted.base.tokenizer(text)["input_ids"])
+    def _tokens(self, text: str, *, begins: bool = True) -> list[int]:
+        """Return the tokens of `text`; a beginning has the special tokens that the model's texts begin with."""
+        return list(self.adapted.base.tokenizer(text, add_special_tokens=begins)["input_ids"])
 
 
 def beginning(category: Category) -> str:

@@ -13,13 +13,13 @@ from typing import cast
 from t2cli.config import SamplingConfig
 from t2cli.dispatch.decision import OTHER, Category, Decision, Messages, Strategy
 from t2cli.dispatch.fixed import FixedStrategy
+from t2cli.dispatch.mixing import find_members, mixed
 from t2cli.errors import UsageError
 from t2cli.lookup import load
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import generate
 from t2cli.registry.local import ExpertEntry, LocalRegistry
-from t2cli.registry.vectors import read_z
-from t2cli.svf.zvector import ZVectors, mix
+from t2cli.svf.zvector import ZVectors
 
 # name -> the class of a Strategy, made from (AdaptedModel, categories)
 STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", "none": "t2cli.dispatch.fixed:NoStrategy"}
@@ -55,8 +55,8 @@ class TwoPass:
 
     def by_hand(self, weights: Mapping[str, float]) -> Strategy:
         """Return the strategy to use exactly these experts; raises as LocalRegistry.find for unusable ones."""
-        found = {self._find(reference).reference: alpha for reference, alpha in weights.items()}
-        return FixedStrategy(Decision("fixed", weights=found))
+        members = find_members(self.registry, weights, self.adapted.base.identity.weights)
+        return FixedStrategy(Decision("fixed", weights={entry.reference: alpha for entry, alpha in members}))
 
     def answer(
         self, messages: Messages, decision: Decision, sampling: SamplingConfig, *, on_text: OnText | None = None
@@ -95,19 +95,15 @@ class TwoPass:
         to_first = (first[0] if first else ended) - started
         return Answer(text, decision, decision.seconds + to_first, ended - started, len(ids), len(completion.ids))
 
-    def _find(self, reference: str) -> ExpertEntry:
-        return self.registry.find(reference, base_digest=self.adapted.base.identity.weights)
-
     def _z(self, weights: Mapping[str, float]) -> ZVectors | None:
         """Return the z of a mix of experts; the same one for the same mix, so that it is folded once."""
         if not weights:
             return None
         key = tuple(weights.items())
         if key not in self._mixes:
-            members = [(alpha, read_z(self._find(reference))) for reference, alpha in key]
-            for _, z in members:
-                self.adapted.check(z)
-            self._mixes[key] = members[0][1] if [alpha for alpha, _ in members] == [1.0] else mix(members)
+            z = mixed(find_members(self.registry, weights, self.adapted.base.identity.weights))
+            self.adapted.check(z)
+            self._mixes[key] = z
         return self._mixes[key]
 
 
@@ -142,15 +138,22 @@ def categories_of(registry: LocalRegistry, base_digest: str) -> list[Category]:
 
     Mixes and dispatchers are used by name only: a mix has no questions of its own.
     """
-    newest: dict[str, ExpertEntry] = {}
+    found: dict[str, ExpertEntry] = {}
     for entry in registry.list(base_digest=base_digest):
-        manifest = entry.manifest
-        known = newest.get(manifest.category)
-        if manifest.kind != "expert" or manifest.category == OTHER:
+        found.setdefault(entry.reference, entry)  # what a reference means: the first on the search path
+    newest: dict[str, ExpertEntry] = {}
+    for entry in found.values():
+        if entry.manifest.kind != "expert" or entry.manifest.category == OTHER:
             continue
-        if known is None or manifest.created > known.manifest.created:
-            newest[manifest.category] = entry
+        known = newest.get(entry.manifest.category)
+        if known is None or _age(entry) > _age(known):
+            newest[entry.manifest.category] = entry
     return [
         Category(name, entry.manifest.description, entry.manifest.examples, entry.reference)
         for name, entry in sorted(newest.items())
     ]
+
+
+def _age(entry: ExpertEntry) -> tuple[str, int]:
+    """Return what orders experts by age; `created` has seconds only, so that of equal ones the version decides."""
+    return entry.manifest.created, entry.manifest.version

@@ -13,7 +13,7 @@ from t2cli.tasks.base import Example, Task
 
 Advance = Callable[[int], None]
 
-ROOM = 6  # an evaluation lets answers be this many times as long as in training, so that a wordy base is not cut short
+ROOM = 4  # an evaluation lets answers be this many times as long as in training, so that a wordy base is not cut short
 
 
 def right_answers(
@@ -22,16 +22,12 @@ def right_answers(
     examples: Sequence[Example],
     z: ZVectors | None,
     *,
-    max_new_tokens: int | None = None,
     on_done: Advance | None = None,
 ) -> list[bool]:
-    """Return for each example whether the greedy answer is right, under `z` or under the base (None).
-
-    Answers have at most `max_new_tokens` tokens (None: as many as in training).
-    """
+    """Return for each example whether the greedy answer is right, under `z` or under the base (None)."""
     prompts = [adapted.base.encode(task.messages(example)) for example in examples]
     with adapted.reference() if z is None else adapted.use_z(z):
-        completions = greedy_in_batches(adapted, prompts, max_new_tokens or task.max_new_tokens, on_done=on_done)
+        completions = greedy_in_batches(adapted, prompts, ROOM * task.max_new_tokens, on_done=on_done)
     texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
     return [task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)]
 
@@ -51,9 +47,8 @@ def compare(
     The test split shares no question with training or validation, whatever their seeds. `on_done` counts to 2 n.
     """
     examples = task.examples(split, n, seed)
-    room = ROOM * task.max_new_tokens
-    base = right_answers(adapted, task, examples, None, max_new_tokens=room, on_done=on_done)
-    expert = right_answers(adapted, task, examples, z, max_new_tokens=room, on_done=on_done)
+    base = right_answers(adapted, task, examples, None, on_done=on_done)
+    expert = right_answers(adapted, task, examples, z, on_done=on_done)
     paired = paired_gain(base, expert)
     return EvaluationRecord(
         task=task.name,

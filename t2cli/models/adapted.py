@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
 
 from t2cli.errors import IncompatibleBaseError, T2Error
 from t2cli.models.base import BaseModel
@@ -138,9 +137,15 @@ class AdaptedModel:
             yield
 
     @property
+    def rows(self) -> int | None:
+        """Return how many rows the batch of a `per_row` block has; None where all rows are one expert."""
+        vectors = (layer.z for layer in self._layers.values())
+        return next((len(z) for z in vectors if z is not None and z.ndim == 2), None)
+
+    @property
     def rows_differ(self) -> bool:
         """Tell whether a `per_row` block is active."""
-        return any(layer.z is not None and layer.z.ndim == 2 for layer in self._layers.values())
+        return self.rows is not None
 
     def rows_kept(self) -> contextlib.AbstractContextManager[None]:
         """Undo at the end of the block what `select_rows` does inside it."""

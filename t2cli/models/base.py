@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from t2cli.errors import CorruptArtifactError, T2Error, UsageError
 from t2cli.models.catalog import BaseFiles, locate
 from t2cli.models.identity import BaseIdentity, identify
+from t2cli.models.targets import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +35,15 @@ class BaseModel:
         return device
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
-        """Return the token ids of a chat up to where the assistant's answer begins."""
+        """Return the token ids of a chat up to where the assistant's answer begins.
+
+        Without a chat template the last message is the prompt; UsageError if it has no tokens.
+        """
         if self.tokenizer.chat_template is None:  # a plain language model: the last message is the prompt
-            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
+            ids = list(self.tokenizer(messages[-1]["content"])["input_ids"])
+            if not ids:
+                raise UsageError("the prompt is empty", hint="give some text to continue")
+            return ids
         encoded: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
 
@@ -65,6 +72,7 @@ def load_base(base: str, *, device: str = "auto", quiet: bool = False) -> BaseMo
     On the CPU weights are float32, which is faster there than bfloat16; elsewhere they stay as stored.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -75,19 +83,24 @@ def load_base(base: str, *, device: str = "auto", quiet: bool = False) -> BaseMo
     identity = identify(files, quiet=quiet)
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             files.folder,
             dtype=torch.float32 if where.type == "cpu" else "auto",
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CorruptArtifactError(
-            f"the model in {files.folder} cannot be loaded: {first_line}",
+            f"the model in {files.folder} cannot be loaded: {first_line(error)}",
             hint="delete the folder and run again to fetch it anew, if it is a cache",
         ) from error
+    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
+        raise CorruptArtifactError(
+            f"the checkpoint in {files.folder} lacks {len(missing)} weights, {missing[0]} among them",
+            hint="fetch the model again",
+        )
     model.to(where).eval().requires_grad_(False)
     return BaseModel(model, tokenizer, identity, files, _eos_of(model, tokenizer), _context_of(model))
 

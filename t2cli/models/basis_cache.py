@@ -58,7 +58,9 @@ def decompose(
     computed = 0
     if missing:
         waiting = f"another process is decomposing {identity.name}; waiting for it"
-        with locked(folder.with_suffix(".lock"), waiting="" if quiet else waiting):
+        with locked(folder.parent / f"{folder.name}.lock", waiting="" if quiet else waiting):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed: who writes holds the lock
+                leftover.unlink(missing_ok=True)
             missing = [target for target in targets if not _path(folder, target.weight).is_file()]
             computed = _decompose_missing(files, folder, missing, config, quiet)
     parameters = sum(target.rank for target in targets)
@@ -106,6 +108,7 @@ def _save(path: Path, basis: Basis) -> None:
 
 def load_basis(identity: BaseIdentity, target: Target) -> Basis:
     """Return the basis of one target, mapped from disk. Raises CorruptArtifactError if it is damaged."""
+    import torch
     from safetensors import SafetensorError, safe_open
 
     from t2cli.svf.basis import Basis, side_of
@@ -122,6 +125,8 @@ def load_basis(identity: BaseIdentity, target: Target) -> Basis:
         raise _damaged(path, "it was written by another version of t2")
     if Q.shape != (target.rank, target.rank) or S.shape != (target.rank,):
         raise _damaged(path, f"its shape {tuple(Q.shape)} is not that of {target.weight}")
+    if (Q.dtype, S.dtype) != (torch.float32, torch.float64):
+        raise _damaged(path, f"it holds {Q.dtype} and {S.dtype}")
     return Basis(Q, S, side)
 
 

@@ -18,6 +18,9 @@ CHUNK = 64  # tokens of room to add when a layer is full
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A DynamicLayer whose `keys` and `values` (B, heads, T, d) are the filled parts of larger buffers."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None

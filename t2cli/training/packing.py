@@ -92,7 +92,7 @@ def rollout_logp(model: nn.Module, packed: Packed) -> torch.Tensor:
 
     Raises T2Error where a prompt with its rollout is longer than the model's sliding window: the tree has none.
     """
-    window, longest = attention_window(model.config), int(packed.positions.max()) + 1  # type: ignore[arg-type]
+    window, longest = attention_window(model.config), int(packed.positions.max()) + 1
     if window is not None and longest > window:
         raise T2Error(
             f"a prompt with its answer has {longest} tokens, and layers of this base have a window of {window}",

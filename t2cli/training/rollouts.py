@@ -1,6 +1,8 @@
 """Sample answers to a task's examples under the current z, and have them judged.
 
 The token ids are kept as sampled: text decoded and tokenised again may be other tokens, with other log-probabilities.
+A completion that did not end within the task's limit counts as wrong: otherwise the model learns to give the answer
+and to go on for ever (seen: after 20 steps none of 48 completions ended).
 """
 
 from __future__ import annotations
@@ -50,7 +52,14 @@ def collect(
     adapted.release()  # the gradient needs the memory more
     groups = [flat[start : start + config.group] for start in range(0, len(flat), config.group)]
     rewards = [
-        [task.reward(example, adapted.base.decode(list(completion.ids))) for completion in group]
+        [judged(adapted, task, example, completion) for completion in group]
         for example, group in zip(examples, groups, strict=True)
     ]
     return Rollouts(prompts, groups, torch.tensor(rewards))
+
+
+def judged(adapted: AdaptedModel, task: Task, example: Example, completion: Completion) -> float:
+    """Return the reward of a rollout, -1 or +1."""
+    if not completion.ended:
+        return -1.0
+    return task.reward(example, adapted.base.decode(list(completion.ids)))

@@ -77,7 +77,7 @@ class Trainer:
         if not math.isfinite(norm):
             raise T2Error(
                 f"the gradient of step {self.steps_done + 1} is not finite",
-                hint="resume with a smaller --learning-rate; the last good z is in the run's folder",
+                hint="start again with a smaller --learning-rate, or with another --seed",
             )
         rate = self.learning_rate(self.steps_done)
         for group in self.optimizer.param_groups:

@@ -134,6 +134,11 @@ class Boom(Exception):
     pass
 
 
+def fail_after_a_forward(adapted: AdaptedModel, error: type[BaseException]) -> None:
+    logits_of(adapted.model)
+    raise error
+
+
 @pytest.mark.parametrize("way", ["folded", "factored", "rows", "tensors", "reference"])
 def test_base_survives_every_use_and_every_error(way: str, adapt: Adapt, random_z: MakeZ) -> None:
     adapted = adapt("qwen2")
@@ -152,12 +157,10 @@ def test_base_survives_every_use_and_every_error(way: str, adapt: Adapt, random_
     with use():
         logits_of(adapted.model)
     assert_pristine(adapted, weights)
-    with pytest.raises(Boom), use():
-        logits_of(adapted.model)
-        raise Boom
-    assert_pristine(adapted, weights)
-    with pytest.raises(KeyboardInterrupt), use():
-        raise KeyboardInterrupt
+    for error in (Boom, KeyboardInterrupt):
+        with pytest.raises(error), use():
+            fail_after_a_forward(adapted, error)
+        assert_pristine(adapted, weights)
     assert_pristine(adapted, weights)
     assert torch.equal(logits_of(adapted.model), wanted)
 
@@ -286,7 +289,7 @@ def test_detach_gives_the_base_back(load: Callable[[str], BaseModel]) -> None:
     base = load("llama")
     modules = {name: type(module) for name, module in base.model.named_modules()}
     adapted = AdaptedModel(base)
-    with pytest.raises(T2Error, match="no linear layer|adapted already"):
+    with pytest.raises(T2Error, match="adapted already"):
         AdaptedModel(base)
     adapted.detach()
     assert {name: type(module) for name, module in base.model.named_modules()} == modules

@@ -177,6 +177,14 @@ def test_prompt_without_tokens_is_refused(adapt: Adapt) -> None:
         generate(adapt(), [[1, 2], []], GREEDY)
 
 
+def test_experts_of_other_rows_than_there_are_prompts_are_refused(adapt: Adapt, random_z: MakeZ) -> None:
+    adapted = adapt()
+    with adapted.per_row([random_z(adapted.ranks, seed) for seed in range(3)]):
+        for prompts in (UNLIKE[:1], PROMPTS):
+            with pytest.raises(ValueError, match="3 rows have experts"):
+                generate(adapted, prompts, GREEDY)
+
+
 def test_same_seed_same_tokens(adapt: Adapt) -> None:
     adapted = adapt()
     sampling = SamplingConfig(max_new_tokens=12, temperature=1.0)

@@ -48,7 +48,7 @@ def test_the_documented_text_is_read() -> None:
 def test_a_manifest_survives_yaml_and_json(manifest: ExpertManifest) -> None:
     assert ExpertManifest.from_yaml(manifest.to_yaml(), "x") == manifest
     assert ExpertManifest.from_yaml(yaml.safe_dump(json.loads(json.dumps(manifest.to_dict()))), "x") == manifest
-    keys = "schema name version kind category description base targets z training evaluation parents created"
+    keys = "schema name version kind category description base targets z examples training evaluation parents created"
     assert list(manifest.to_dict()) == keys.split()
 
 
@@ -97,6 +97,7 @@ def wrong(key: list[str | int], *values: object) -> list[tuple[tuple[str | int, 
         *wrong(["kind"], "model", "expertx", "", 1),
         *wrong(["category"], "", "a\nb", "\x1b[31mred", "a\u202eb", "x" * 3000),
         *wrong(["description"], None, "a\nb", "a\rb", ["x"]),
+        *wrong(["examples"], "one", {}, [1], [""], ["a\nb"], ["x" * 3000]),
         *wrong(["created"], "yesterday", "2026-11-23", "2026-13-41T10:00:00Z", "2026-11-23T10:00:00"),
         *wrong(["base"], None, "tiny", [], {}),
         *wrong(["base", "name"], "../x", "a/b", "", ".hidden"),
@@ -150,7 +151,7 @@ def test_an_unknown_key_is_named(manifest: ExpertManifest, path: tuple[str | int
     assert f"unknown key {named!r}" in caught.value.message
 
 
-OPTIONAL = {"training", "evaluation", "parents", "parent_alpha", "gain", "gain_ci95"}
+OPTIONAL = {"examples", "training", "evaluation", "parents", "parent_alpha", "gain", "gain_ci95"}
 
 
 def test_every_missing_key_is_named(manifest: ExpertManifest) -> None:
