@@ -29,7 +29,7 @@ class TrainConfig:
     """One reinforcement-learning run of z (math.md 5). The defaults are the preset `t2`."""
 
     preset: str = "t2"
-    steps: int = 60
+    steps: int = 40
     prompts_per_step: int = 12
     group: int = 4  # rollouts per prompt
     temperature: float = 1.0

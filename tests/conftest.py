@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from t2cli.models.adapted import AdaptedModel
     from t2cli.models.base import BaseModel
+    from t2cli.models.identity import BaseIdentity
+    from t2cli.registry.local import ExpertEntry
     from t2cli.svf.zvector import ZVectors
 
 # of the person who runs the tests; every test has its own, but the real base need not be fetched again for them
@@ -41,7 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every test an empty T2_HOME, and none of the settings of the person who runs it."""
     for name in list(os.environ):
-        if name.startswith(("T2_", "HF_")):
+        if name.startswith(("T2_", "HF_")) and name != "T2_UPDATE_GOLDEN":
             monkeypatch.delenv(name)
     monkeypatch.setenv("T2_HOME", str(tmp_path / "home"))
 
@@ -105,6 +108,29 @@ def base_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
     return folder_of
 
 
+@pytest.fixture(scope="session")
+def counting_folder(
+    base_folder: Callable[[str], Path],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Return the folder of a tiny base that likes to say a digit, and ends its answer with it: it can learn which."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(base_folder("llama-grouped"), tmp_path_factory.mktemp("bases") / "counting"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    digits = tokenizer.convert_tokens_to_ids(list("0123456789"))
+    asked = [{"role": "user", "content": "what is the sum of two numbers"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        ends = model.model(input_ids=ids["input_ids"]).last_hidden_state[0, -1]  # of every answer's beginning
+        model.lm_head.weight[digits] += 6 * ends / ends.dot(ends)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *digits]
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def copied(base_folder: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
     """Return a function that copies a tiny base into the test's own folder, to be changed there."""
@@ -149,6 +175,38 @@ def random_z() -> Callable[..., ZVectors]:
         return ZVectors({name: 1 + sigma * torch.randn(r, generator=generator) for name, r in ranks.items()})
 
     return make
+
+
+@pytest.fixture
+def publish() -> Callable[..., ExpertEntry]:
+    """Return a function that puts an expert for a base into a registry; any field of its manifest may be given."""
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.registry.manifest import (
+        BaseRecord,
+        ExpertManifest,
+        FingerprintRecord,
+        TargetsRecord,
+        ZRecord,
+        timestamp,
+    )
+    from t2cli.registry.vectors import z_to_bytes
+
+    def put(registry: Path, identity: BaseIdentity, name: str, z: ZVectors, **fields: Any) -> ExpertEntry:
+        print_of_base = FingerprintRecord(identity.weights, {"q_proj": [3.5, 1.25]})
+        manifest = ExpertManifest(
+            name=name,
+            version=1,
+            kind="expert",
+            category=name,
+            description=f"questions of {name}",
+            base=BaseRecord(identity.name, identity.source, identity.revision, identity.architecture, print_of_base),
+            targets=TargetsRecord("all", len(z), z.parameters),
+            z=ZRecord("z.safetensors", "0" * 64, "linear"),
+            created=timestamp(),
+        )
+        return LocalRegistry([registry]).put(replace(manifest, **fields), z_to_bytes(z))
+
+    return put
 
 
 @pytest.fixture(scope="session")

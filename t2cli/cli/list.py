@@ -11,6 +11,7 @@ import typer
 
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output, table
+from t2cli.lookup import require
 
 if TYPE_CHECKING:
     from t2cli.registry.local import ExpertEntry
@@ -23,6 +24,9 @@ AGES = ((365 * 86400, "y"), (30 * 86400, "mo"), (86400, "d"), (3600, "h"), (60, 
 
 def list_experts(
     every: Annotated[bool, typer.Option("--all", help="Every version instead of the newest of each expert.")] = False,
+    category: Annotated[
+        str, typer.Option("--category", metavar="NAME", help="Only experts for questions of this category.")
+    ] = "",
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
     device: Device = "auto",
@@ -42,6 +46,9 @@ def list_experts(
     search_path = registry_search_path(registry)
     experts = LocalRegistry(search_path)
     entries = sorted(experts.list(), key=_order)
+    if category:
+        require(category, {entry.manifest.category for entry in entries}, "category of experts")
+        entries = [entry for entry in entries if entry.manifest.category == category]
     shown = entries if every else newest(entries)
     digest = known_digest(base)
     out.emit("list", {"experts": [record(entry, digest) for entry in shown]})

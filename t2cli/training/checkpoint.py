@@ -153,7 +153,8 @@ def _digest(counters: str, tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _check_types(record: RunSpec | TrainConfig) -> None:
     """Raise TypeError for a field that is not of the type it is declared with; a float may be written as an int."""
-    allowed = {"str": str, "int": int, "float": (int, float), "TrainConfig": TrainConfig}
+    numbers = (int, float)
+    allowed: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": numbers, "TrainConfig": TrainConfig}
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, bool) or not isinstance(value, allowed[str(field.type)]):

@@ -38,7 +38,7 @@ def known_base(tmp_path: Path) -> Path:
 
 
 def test_the_table_is_golden(t2: T2, registry: Path, golden: Callable[[str, str], None]) -> None:
-    result = t2("list", "--registry", registry)
+    result = t2("list", "--registry", registry, "--base", "org/not-here-yet")
     assert (result.returncode, result.stderr) == (0, "")
     golden("list.txt", result.stdout.replace(str(registry), "<registry>"))
 
@@ -49,12 +49,23 @@ def test_the_table_of_a_local_registry_fits_80_columns(t2: T2, tmp_path: Path, m
 
 
 def test_the_json_is_golden_and_one_line(t2: T2, registry: Path, golden: Callable[[str, str], None]) -> None:
-    result = t2("list", "--registry", registry, "--json")
+    result = t2("list", "--registry", registry, "--base", "org/not-here-yet", "--json")
     assert result.stdout.count("\n") == 1
     fields = {"schema": "t2.list/1", "experts": experts(result)}
     text = json.dumps(fields, indent=2).replace(str(registry), "<registry>")
     text = re.sub(r'"created": "[^"]+"', '"created": "<time>"', text)
     golden("list.json", re.sub(r'"digest": "[0-9a-f]{64}"', '"digest": "<sha256>"', text) + "\n")
+
+
+def test_a_category_can_be_asked_for_and_an_unknown_one_is_an_error(t2: T2, tmp_path: Path, make_expert: Make) -> None:
+    make_expert(tmp_path / "home" / "registry", "sums", category="math")
+    make_expert(tmp_path / "home" / "registry", "puzzles", category="reasoning")
+    found = experts(t2("list", "--json", "--category", "math"))
+    assert [expert["name"] for expert in found] == ["sums"]
+    unknown = t2("list", "--category", "maths")
+    assert (unknown.returncode, unknown.stdout) == (3, "")
+    assert "no category of experts named 'maths'" in unknown.stderr
+    assert "did you mean math?" in unknown.stderr
 
 
 def test_json_says_what_the_registry_holds(t2: T2, registry: Path) -> None:

@@ -1,0 +1,214 @@
+"""One update of z: the gradient is the policy gradient, and following it makes rewards rise."""
+
+from __future__ import annotations
+
+import gc
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from odd_task import SMALL, OddTask
+
+from t2cli.errors import T2Error
+from t2cli.evaluation.evaluate import right_answers
+from t2cli.models.adapted import AdaptedModel
+from t2cli.svf.zvector import ZVectors
+from t2cli.training.rollouts import Rollouts, collect
+from t2cli.training.trainer import Trainer
+
+UNCLIPPED = replace(SMALL, max_gradient_norm=1e9)
+
+
+def rollouts_of(adapted: AdaptedModel, z: ZVectors, *, step: int = 0, prompts: int = 8) -> Rollouts:
+    task = OddTask()
+    generator = torch.Generator().manual_seed(step)
+    return collect(adapted, task, task.examples("train", prompts, step), z, SMALL, generator)
+
+
+def shifted(trainer: Trainer, seed: int = 0) -> Trainer:
+    """Move z away from 1, where the KL term and its gradient vanish."""
+    with torch.no_grad():
+        trainer.flat.add_(0.1 * torch.randn(trainer.flat.shape, generator=torch.Generator().manual_seed(seed)))
+    return trainer
+
+
+def gradient(trainer: Trainer, rollouts: Rollouts) -> torch.Tensor:
+    trainer.step(rollouts)
+    assert trainer.flat.grad is not None
+    return trainer.flat.grad.clone()
+
+
+def test_rewards_rise(counting: AdaptedModel) -> None:
+    trainer, task = Trainer(counting, replace(SMALL, steps=20)), OddTask()
+    held_out = task.examples("validation", 32, 0)
+    before = sum(right_answers(counting, task, held_out, None))
+    rewards = [
+        trainer.step(rollouts_of(counting, trainer.z(), step=step)).reward for step in range(trainer.config.steps)
+    ]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.6, rewards
+    assert sum(right_answers(counting, task, held_out, trainer.z())) > before
+
+
+def test_the_gradient_is_that_of_separate_rows(counting: AdaptedModel) -> None:
+    counting.model.double()
+    config = replace(UNCLIPPED, kl_coefficient=0.7, micro_batch=3)
+    trainer = shifted(Trainer(counting, config))
+    rollouts = rollouts_of(counting, trainer.z(), prompts=6)
+    assert 0 < int((rollouts.rewards.std(dim=1) > 0).sum()) < 6  # some prompts teach something, some do not
+
+    z = trainer.flat.detach().clone().requires_grad_()
+    start, tensors = 0, {}
+    for name in sorted(counting.ranks):
+        tensors[name] = z[start : start + counting.ranks[name]]
+        start += counting.ranks[name]
+    loss, kl, tokens = torch.zeros(()), 0.0, 0
+    for prompt, group, rewards in zip(rollouts.prompts, rollouts.groups, rollouts.rewards.tolist(), strict=True):
+        if len(set(rewards)) == 1:
+            continue
+        for index, (completion, reward) in enumerate(zip(group, rewards, strict=True)):
+            ids = torch.tensor([[*prompt, *completion.ids]])
+            rows, targets = torch.arange(len(prompt) - 1, ids.shape[1] - 1), torch.tensor(completion.ids)
+            with counting.with_tensors(tensors):
+                logp = counting.model(input_ids=ids).logits[0].log_softmax(-1)[rows, targets]
+            with torch.no_grad(), counting.reference():
+                reference = counting.model(input_ids=ids).logits[0].log_softmax(-1)[rows, targets]
+            others = [other for place, other in enumerate(rewards) if place != index]
+            ratio = reference - logp
+            estimate = (ratio.exp() - 1 - ratio).sum()
+            loss = loss - (reward - sum(others) / len(others)) * logp.sum() + 0.7 * estimate
+            kl, tokens = kl + float(estimate.detach()), tokens + len(completion.ids)
+    (wanted,) = torch.autograd.grad(loss / rollouts.rewards.numel(), z)
+    found = gradient(trainer, rollouts)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+
+
+def test_micro_batches_change_nothing_but_rounding(counting: AdaptedModel) -> None:
+    rollouts = rollouts_of(counting, shifted(Trainer(counting, SMALL)).z())
+    steps = []
+    for micro_batch in (1, 3, 100):
+        trainer = shifted(Trainer(counting, replace(SMALL, micro_batch=micro_batch)))
+        steps.append((gradient(trainer, rollouts), trainer.step(rollouts).kl))
+    for found, kl in steps[1:]:
+        assert torch.allclose(found, steps[0][0], rtol=1e-3, atol=1e-6)
+        assert math.isfinite(kl)
+
+
+def test_a_step_is_a_step_of_adam_on_the_clipped_gradient(counting: AdaptedModel) -> None:
+    trainer = Trainer(counting, SMALL)
+    rollouts = rollouts_of(counting, trainer.z())
+    result = trainer.step(rollouts)
+    assert trainer.flat.grad is not None
+    assert result.gradient_norm > SMALL.max_gradient_norm  # else this tests no clipping
+    assert float(trainer.flat.grad.norm()) == pytest.approx(SMALL.max_gradient_norm, rel=1e-4)
+    moved = trainer.flat.detach() - 1
+    assert result.learning_rate == SMALL.learning_rate
+    assert float(moved.abs().max()) == pytest.approx(SMALL.learning_rate, rel=1e-3)  # Adam's first step has this size
+    large = trainer.flat.grad.abs() > 1e-6
+    assert torch.equal(moved[large].sign(), -trainer.flat.grad[large].sign())
+
+
+def test_learning_rate_rises_to_its_full_value_and_falls_to_its_share(counting: AdaptedModel) -> None:
+    config = replace(SMALL, steps=50, warmup_steps=4, learning_rate=0.08, final_learning_rate=0.25)
+    trainer = Trainer(counting, config)
+    rates = [trainer.learning_rate(step) for step in range(51)]
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.08])
+    assert all(later < earlier for earlier, later in zip(rates[4:], rates[5:], strict=False))
+    assert rates[27] == pytest.approx((0.08 + 0.02) / 2)
+    assert rates[50] == pytest.approx(0.02)
+    assert trainer.learning_rate(500) == pytest.approx(0.02)
+
+
+def test_prompts_that_teach_nothing_are_left_out(counting: AdaptedModel) -> None:
+    trainer = shifted(Trainer(counting, UNCLIPPED))
+    both = rollouts_of(counting, trainer.z(), prompts=2)
+    mixed = torch.tensor([[1.0, -1.0, -1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]])
+    one = Rollouts(both.prompts[:1], both.groups[:1], mixed[:1])
+    alone = gradient(shifted(Trainer(counting, UNCLIPPED)), one)
+    result = trainer.step(Rollouts(both.prompts, both.groups, mixed))
+    assert trainer.flat.grad is not None
+    assert torch.allclose(trainer.flat.grad, alone / 2, rtol=1e-4, atol=1e-7)  # the mean is over all rollouts
+    assert result.informative == 0.5
+    assert result.reward == -0.5
+
+
+@pytest.mark.parametrize("reward", [1.0, -1.0])
+def test_a_step_that_teaches_nothing_leaves_z(reward: float, counting: AdaptedModel) -> None:
+    trainer = shifted(Trainer(counting, SMALL))
+    before = trainer.flat.detach().clone()
+    rollouts = rollouts_of(counting, trainer.z(), prompts=2)
+    result = trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.full((2, 4), reward)))
+    assert torch.equal(trainer.flat, before)
+    assert (result.informative, result.gradient_norm, result.kl, result.reward) == (0.0, 0.0, 0.0, reward)
+
+
+def test_a_gradient_that_is_not_finite_leaves_everything(counting: AdaptedModel) -> None:
+    trainer = Trainer(counting, SMALL)
+    rollouts = rollouts_of(counting, trainer.z())
+    trainer.step(rollouts)
+    z = trainer.flat.detach().clone()
+    moments = {name: tensor.clone() for name, tensor in trainer.optimizer.state[trainer.flat].items()}
+    broken = rollouts.rewards.clone()
+    broken[0, 0] = math.inf
+    with pytest.raises(T2Error, match="gradient of step 2 is not finite") as caught:
+        trainer.step(Rollouts(rollouts.prompts, rollouts.groups, broken))
+    assert "--learning-rate" in caught.value.hint
+    assert torch.equal(trainer.flat, z)
+    assert trainer.steps_done == 1
+    for name, tensor in trainer.optimizer.state[trainer.flat].items():
+        assert torch.equal(tensor, moments[name]), name
+
+
+def test_weight_decay_pulls_towards_the_base(counting: AdaptedModel) -> None:
+    trainer = shifted(Trainer(counting, replace(SMALL, weight_decay=0.5)))
+    before = trainer.flat.detach().clone()
+    rollouts = rollouts_of(counting, trainer.z(), prompts=2)
+    rate = trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.ones(2, 4))).learning_rate
+    assert torch.allclose(trainer.flat - 1, (before - 1) * (1 - 0.5 * rate), atol=1e-6)
+
+
+def test_no_step_touches_the_base(counting: AdaptedModel) -> None:
+    before = {name: tensor.clone() for name, tensor in counting.model.state_dict().items()}
+    trainer = Trainer(counting, SMALL)
+    for step in range(2):
+        trainer.step(rollouts_of(counting, trainer.z(), step=step))
+    for name, tensor in counting.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(layer.z is None and layer.folded is None for layer in counting.layers.values())
+
+
+def test_folded_weights_are_freed_before_the_gradient(counting: AdaptedModel) -> None:
+    counting.prepare()
+    shape = counting.layers["model.layers.0.mlp.up_proj.weight"].weight.shape
+
+    def live() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.Tensor and thing.shape == shape for thing in gc.get_objects())
+
+    trainer = Trainer(counting, SMALL)
+    before = live()
+    with counting.use_z(trainer.z()):
+        assert live() > before  # this way of counting sees folded weights
+    counting.release()
+    assert live() == before
+    rollouts_of(counting, trainer.z())
+    assert live() == before
+
+
+def test_z_is_a_copy(counting: AdaptedModel) -> None:
+    trainer = Trainer(counting, SMALL)
+    z = trainer.z()
+    trainer.step(rollouts_of(counting, z))
+    assert torch.equal(z.flat(), torch.ones(z.parameters))
+    assert not torch.equal(trainer.z().flat(), z.flat())
+
+
+def test_an_answer_that_does_not_end_is_wrong(counting: AdaptedModel) -> None:
+    rollouts = rollouts_of(counting, Trainer(counting, SMALL).z(), prompts=16)
+    task = OddTask()
+    ended = [completion.ended for group in rollouts.groups for completion in group]
+    assert {True, False} <= set(ended)
+    for group, rewards in zip(rollouts.groups, rollouts.rewards.tolist(), strict=True):
+        for completion, reward in zip(group, rewards, strict=True):
+            text = counting.base.decode(list(completion.ids))
+            assert reward == (task.reward(task.examples("train", 1, 0)[0], text) if completion.ended else -1.0)

@@ -1,0 +1,299 @@
+"""A run ends the same whether it was interrupted or not, and publishes the best checkpoint with what it measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from odd_task import SMALL, OddTask, spec_of, start
+
+from t2cli.config import TrainConfig
+from t2cli.errors import NotFoundError, T2Error
+from t2cli.evaluation.evaluate import compare
+from t2cli.models.adapted import AdaptedModel
+from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.vectors import read_z, z_to_bytes
+from t2cli.svf.zvector import ZVectors
+from t2cli.tasks.base import Example
+from t2cli.training.checkpoint import RunFolder, RunState, new_run, run_to_resume
+from t2cli.training.loop import SHOWN_FROM, TrainingRun, Trained, check_examples
+from t2cli.training.metrics import Silent, StepRecord
+
+Open = Callable[[], AdaptedModel]
+TIMES = ("seconds", "elapsed", "eta", "tokens_per_second")
+
+
+class InterruptedFolder(RunFolder):
+    """A run folder whose user presses Ctrl-C when it is about to write the checkpoint of a step."""
+
+    def __init__(self, folder: RunFolder, step: int) -> None:
+        super().__init__(folder.path)
+        self.step = step
+
+    def save(self, state: RunState) -> None:
+        if state.step == self.step:
+            raise KeyboardInterrupt
+        super().save(state)
+
+
+class Heard(Silent):
+    """A listener that keeps what it hears, and raises KeyboardInterrupt where asked."""
+
+    def __init__(self, *, after_step: int | None = None, in_stage: str = "") -> None:
+        self.after_step, self.in_stage = after_step, in_stage
+        self.records: list[StepRecord] = []
+        self.stages: list[tuple[str, int]] = []
+        self.advanced = 0
+
+    def step(self, record: StepRecord) -> None:
+        self.records.append(record)
+        if record.step == self.after_step:
+            raise KeyboardInterrupt
+
+    def stage(self, what: str, total: int) -> None:
+        self.stages.append((what, total))
+        if self.in_stage and what.startswith(self.in_stage):
+            raise KeyboardInterrupt
+
+    def advance(self, units: int) -> None:
+        self.advanced += units
+
+
+def lines_of(run: TrainingRun) -> list[dict[str, object]]:
+    """Return metrics.jsonl without the times, which are never the same."""
+    records = [asdict(record) for record in run.folder.metrics.read()]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def made(entry: ExpertEntry) -> dict[str, object]:
+    """Return the manifest without its times and its version."""
+    record = entry.manifest.to_dict()
+    training = record["training"]
+    assert isinstance(training, dict)
+    del training["seconds"], record["created"], record["version"]
+    return record
+
+
+def assert_same(trained: Trained, run: TrainingRun, other: Trained, other_run: TrainingRun) -> None:
+    assert trained.entry.z_bytes() == other.entry.z_bytes()
+    assert made(trained.entry) == made(other.entry)
+    assert lines_of(run) == lines_of(other_run)
+    state, wanted = run.folder.load(), other_run.folder.load()
+    assert state is not None
+    assert wanted is not None
+    assert replace(state, seconds=0, tensors={}) == replace(wanted, seconds=0, tensors={})
+    for name, tensor in wanted.tensors.items():
+        assert torch.equal(state.tensors[name], tensor), name
+
+
+@pytest.fixture
+def whole(open_counting: Open, registry: LocalRegistry) -> tuple[Trained, TrainingRun]:
+    """Return a run that nothing interrupted."""
+    run = start(open_counting())
+    return run.run(registry), run
+
+
+def resumed(first: TrainingRun, open_counting: Open, registry: LocalRegistry) -> tuple[Trained, TrainingRun]:
+    """Interrupt `first` where it was told to be, and finish it as another process would."""
+    with pytest.raises(KeyboardInterrupt):
+        first.run(registry)
+    again = open_counting()
+    folder = run_to_resume(again.base.identity.folder_name, "odd")
+    assert folder.path == first.folder.path
+    run = start(again, folder=folder)
+    return run.run(registry), run
+
+
+@pytest.mark.parametrize("step", range(SMALL.steps + 1))
+def test_a_run_killed_before_a_checkpoint_ends_the_same(
+    step: int, whole: tuple[Trained, TrainingRun], open_counting: Open, registry: LocalRegistry
+) -> None:
+    adapted = open_counting()
+    fresh = new_run(adapted.base.identity.folder_name, spec_of(adapted))
+    first = start(adapted, folder=InterruptedFolder(fresh, step))
+    assert_same(*resumed(first, open_counting, registry), *whole)
+
+
+@pytest.mark.parametrize("step", range(1, SMALL.steps + 1))
+def test_a_run_interrupted_after_a_step_ends_the_same(
+    step: int, whole: tuple[Trained, TrainingRun], open_counting: Open, registry: LocalRegistry
+) -> None:
+    first = start(open_counting(), listener=Heard(after_step=step))
+    assert_same(*resumed(first, open_counting, registry), *whole)
+    saved = first.folder.load()
+    assert saved is not None
+    assert saved.step == SMALL.steps
+
+
+def test_a_run_interrupted_while_it_is_evaluated_ends_the_same(
+    whole: tuple[Trained, TrainingRun], open_counting: Open, registry: LocalRegistry
+) -> None:
+    first = start(open_counting(), listener=Heard(in_stage="evaluate"))
+    assert_same(*resumed(first, open_counting, registry), *whole)
+
+
+def test_an_interrupt_leaves_the_base_as_it_was(open_counting: Open, registry: LocalRegistry) -> None:
+    adapted = open_counting()
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        start(adapted, listener=Heard(after_step=2)).run(registry)
+    for name, tensor in adapted.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert registry.list() == []
+
+
+def test_another_seed_is_another_run(
+    whole: tuple[Trained, TrainingRun], counting: AdaptedModel, registry: LocalRegistry
+) -> None:
+    other = start(counting, replace(SMALL, seed=1)).run(registry)
+    assert other.entry.z_bytes() != whole[0].entry.z_bytes()
+    assert other.evaluation.base_accuracy == whole[0].evaluation.base_accuracy  # the same questions for all runs
+
+
+def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: LocalRegistry) -> None:
+    config = replace(SMALL, steps=8, learning_rate=0.4, validate_every=1)  # wild enough to get worse again
+    seen: list[tuple[float, bytes]] = []
+
+    class Watching(Silent):
+        def step(self, record: StepRecord) -> None:
+            assert record.validation is not None
+            seen.append((record.validation, z_to_bytes(run.trainer.z())))
+
+    run = start(counting, config, listener=Watching())
+    trained = run.run(registry)
+    best = max(range(len(seen)), key=lambda index: seen[index][0])  # the first of equal ones
+    assert best < len(seen) - 1
+    assert trained.entry.z_bytes() == seen[best][1]
+    training = trained.entry.manifest.training
+    assert training is not None
+    assert training.config["best_step"] == best + 1
+
+
+def test_what_is_published_says_how_it_was_made(
+    whole: tuple[Trained, TrainingRun], registry: LocalRegistry, open_counting: Open
+) -> None:
+    trained, run = whole
+    adapted, task = open_counting(), OddTask()
+    (entry,) = registry.list(base_digest=adapted.base.identity.weights)
+    manifest = entry.manifest
+    assert registry.verify(entry) == []
+    assert (manifest.name, manifest.kind, manifest.category) == ("odd", "expert", "digits")
+    assert (manifest.base.name, manifest.base.folder) == ("counting", adapted.base.identity.folder_name)
+    assert set(manifest.base.fingerprint.spectrum) >= {"q_proj", "up_proj"}
+    assert manifest.targets.parameters == sum(adapted.ranks.values())
+
+    training = manifest.training
+    assert training is not None
+    config = {**training.config, "preset": training.preset, "seed": training.seed}
+    best_step = config.pop("best_step")
+    assert TrainConfig(**config) == SMALL  # type: ignore[arg-type]
+    state = run.folder.load()
+    assert state is not None
+    assert best_step == state.best_step > 0
+    assert (training.task, training.steps, training.device) == ("odd", SMALL.steps, "cpu")
+    assert {"torch", "transformers", "t2cli", "python"} <= set(training.versions)
+
+    (evaluation,) = manifest.evaluation
+    assert (evaluation.split, evaluation.n, evaluation.task) == ("test", SMALL.evaluation_examples, "odd")
+    assert evaluation == trained.evaluation == compare(adapted, task, read_z(entry), n=evaluation.n, seed=0)
+    assert torch.equal(read_z(entry).flat(), state.tensors["best"])
+
+    trained_on = {example.question for example in task.examples("train", SHOWN_FROM, SMALL.seed)}
+    assert manifest.examples
+    assert set(manifest.examples) <= trained_on
+
+
+def test_nothing_is_published_unless_something_is_better(counting: AdaptedModel, registry: LocalRegistry) -> None:
+    run = start(counting, replace(SMALL, learning_rate=0.0))
+    with pytest.raises(T2Error, match="no checkpoint was better than the base on 24 validation") as caught:
+        run.run(registry)
+    assert caught.value.exit_code == 1
+    assert "--steps" in caught.value.hint
+    assert registry.list() == []
+    with pytest.raises(NotFoundError, match="no unfinished run"):
+        run_to_resume(counting.base.identity.folder_name, "odd")
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_last_checkpoint(
+    counting: AdaptedModel, registry: LocalRegistry
+) -> None:
+    run = start(counting, replace(SMALL, kl_coefficient=math.inf))
+    with pytest.raises(T2Error, match="gradient of step 1 is not finite"):
+        run.run(registry)
+    state = run.folder.load()
+    assert state is not None
+    assert state.step == 0
+    assert torch.equal(state.tensors["z"], torch.ones_like(state.tensors["z"]))
+    assert not run.folder.metrics.path.exists()
+    assert registry.list() == []
+
+
+def test_a_finished_run_is_not_resumed(whole: tuple[Trained, TrainingRun], counting: AdaptedModel) -> None:
+    trained, run = whole
+    assert (run.folder.path / "expert.txt").read_text() == f"{trained.entry.reference}\n"
+    with pytest.raises(NotFoundError):
+        run_to_resume(counting.base.identity.folder_name, "odd")
+
+
+def test_listeners_hear_every_step_and_stage(counting: AdaptedModel, registry: LocalRegistry) -> None:
+    heard = Heard()
+    run = start(counting, listener=heard)
+    run.run(registry)
+    assert heard.records == run.folder.metrics.read()
+    assert [record.step for record in heard.records] == [1, 2, 3, 4]
+    assert [record.validation is not None for record in heard.records] == [False, True, False, True]
+    assert heard.records[-1].eta == 0
+    assert ("train", SMALL.steps) in heard.stages
+    evaluated = 2 * SMALL.evaluation_examples
+    assert (f"evaluate on {SMALL.evaluation_examples} test examples", evaluated) in heard.stages
+    assert heard.advanced == evaluated
+    assert heard.stages[-1] == ("", 0)
+
+
+def test_memory_of_the_expert_is_released_at_the_end(counting: AdaptedModel, registry: LocalRegistry) -> None:
+    import gc
+
+    counting.prepare()
+    shape = counting.layers["model.layers.0.mlp.up_proj.weight"].weight.shape
+
+    def live() -> int:
+        gc.collect()
+        return sum(type(thing) is torch.Tensor and thing.shape == shape for thing in gc.get_objects())
+
+    before = live()
+    start(counting).run(registry)
+    assert live() == before
+
+
+def test_a_task_with_too_few_questions_is_refused_before_training() -> None:
+    class Few(OddTask):
+        def examples(self, split: str, n: int, seed: int) -> list[Example]:
+            if split == "test" and n > 30:
+                raise T2Error("too few")
+            return super().examples(split, n, seed)
+
+    check_examples(OddTask(), SMALL)
+    with pytest.raises(T2Error, match="too few"):
+        check_examples(Few(), SMALL)
+
+
+def test_metrics_are_json_lines_with_every_field(whole: tuple[Trained, TrainingRun]) -> None:
+    lines = whole[1].folder.metrics.path.read_text().splitlines()
+    assert len(lines) == SMALL.steps
+    for number, line in enumerate(lines, start=1):
+        record = json.loads(line)
+        assert record["step"] == number
+        assert record["steps"] == SMALL.steps
+        assert -1 <= record["reward"] <= 1
+        assert record["tokens"] > 0
+        assert record["tokens_per_second"] > 0
+
+
+def test_z_on_disk_is_the_vector_that_was_trained(whole: tuple[Trained, TrainingRun]) -> None:
+    z = read_z(whole[0].entry)
+    assert isinstance(z, ZVectors)
+    assert float((z.flat() - 1).abs().max()) > 0.01
