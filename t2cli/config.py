@@ -29,7 +29,7 @@ class TrainConfig:
     """One reinforcement-learning run of z (math.md 5). The defaults are the preset `t2`."""
 
     preset: str = "t2"
-    steps: int = 40
+    steps: int = 30
     prompts_per_step: int = 12
     group: int = 4  # rollouts per prompt
     temperature: float = 1.0
@@ -42,7 +42,7 @@ class TrainConfig:
     micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
     validate_every: int = 10
     validation_examples: int = 100
-    evaluation_examples: int = 400
+    evaluation_examples: int = 300
     selection: str = "all"
     seed: int = 0
 

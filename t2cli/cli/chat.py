@@ -23,7 +23,7 @@ OptionalText = Optional[str]  # noqa: UP045
 
 def chat(
     prompt: Annotated[
-        OptionalText, typer.Argument(metavar="[PROMPT]", help="What to answer; without it, standard input is read.")
+        OptionalText, typer.Argument(metavar="PROMPT", help="What to answer; without it, standard input is read.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,

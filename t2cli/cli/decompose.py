@@ -12,7 +12,7 @@ from t2cli.cli.output import Output
 
 def decompose(
     base: Annotated[
-        str, typer.Argument(metavar="[BASE]", help="Base model: a name, a Hub id or a local folder.", show_default=True)
+        str, typer.Argument(metavar="BASE", help="Base model: a name, a Hub id or a local folder.", show_default=True)
     ] = DEFAULT_BASE,
     base_option: Annotated[str, typer.Option("--base", metavar="NAME", help="The same as the argument.")] = "",
     targets: Annotated[

@@ -22,7 +22,7 @@ _WITH_ALPHA = re.compile(
 
 
 def mix(
-    experts: Annotated[list[str], typer.Argument(metavar="EXPERT[:ALPHA]...", help="Experts, each with its weight.")],
+    experts: Annotated[list[str], typer.Argument(metavar="EXPERT[:ALPHA]", help="Experts, each with its weight.")],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The new expert's name.")],
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,

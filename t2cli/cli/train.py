@@ -30,7 +30,7 @@ def train(
         str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")
     ] = "",
     preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="A tested set of settings.")] = "t2",
-    steps: Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default="40")] = None,
+    steps: Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default="30")] = None,
     learning_rate: Annotated[
         OptionalFloat, typer.Option("--learning-rate", min=0.0, help="Step size of AdamW.", show_default="0.002")
     ] = None,

@@ -43,7 +43,8 @@ def mixed(members: Sequence[tuple[ExpertEntry, float]]) -> ZVectors:
     try:
         z = mix(vectors)
     except ValueError as error:
-        raise UsageError(f"these experts cannot be mixed: {error}", hint="mix experts of one base") from error
+        hint = "mix experts of one base, with weights such as 0.5"
+        raise UsageError(f"these experts cannot be mixed: {error}", hint=hint) from error
     if not bool(torch.isfinite(z.flat()).all()):
         raise UsageError("the mix has infinite numbers: its weights are too large", hint="use weights such as 0.5")
     return z

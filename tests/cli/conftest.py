@@ -17,8 +17,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 import t2cli
+from t2cli.cli.app import app
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import (
     BaseRecord,
@@ -54,6 +56,34 @@ def t2() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     return run
+
+
+@pytest.fixture
+def run() -> Callable[..., Result]:
+    """Return a function that runs t2 inside this process, which saves seconds of importing torch."""
+
+    def invoke(*arguments: str | Path, stdin: str | bytes = "") -> Result:
+        return CliRunner().invoke(app, list(map(str, arguments)), input=stdin, prog_name="t2")
+
+    return invoke
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """Return a function that asserts that t2 failed with a code, in at most three lines that hold the given texts."""
+
+    def check(result: Result, code: int, *said: str) -> None:
+        assert (result.exit_code, result.stdout) == (code, ""), result.output
+        lines = result.stderr.splitlines()
+        first, last = next(line for line in lines if not line.startswith("[")), lines[-1]
+        assert first.startswith("error: "), result.stderr
+        assert last.startswith("hint: "), result.stderr
+        assert len(lines) <= 3, result.stderr
+        assert "Traceback" not in result.stderr
+        for text in said:
+            assert text in result.stderr
+
+    return check
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ def known_base(tmp_path: Path) -> Path:
     folder.mkdir()
     path = identity_path(folder.resolve())
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"weights": "a" * 64, "files": weight_files(folder)}))
+    record = {"weights": "a" * 64, "architecture": "LlamaForCausalLM", "files": weight_files(folder)}
+    path.write_text(json.dumps(record))
     return folder
 
 

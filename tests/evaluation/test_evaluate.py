@@ -31,7 +31,9 @@ class DigitTask:
     max_new_tokens: int = 2
 
     def examples(self, split: str, n: int, seed: int) -> list[Example]:
-        return [Example(f"{split}-{i}", f"{split} {seed} {'no ' * (i % 5)}{i}?", "13579"[: 1 + i % 5]) for i in range(n)]
+        return [
+            Example(f"{split}-{i}", f"{split} {seed} {'no ' * (i % 5)}{i}?", "13579"[: 1 + i % 5]) for i in range(n)
+        ]
 
     def messages(self, example: Example) -> list[dict[str, str]]:
         return [{"role": "user", "content": example.question}]

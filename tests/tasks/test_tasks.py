@@ -13,6 +13,7 @@ import pytest
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.tasks.base import BUILTIN, Example, SpecTask, Task, load_task, task_names
+from t2cli.tasks.sampling import split_of
 
 pytest.importorskip("reasoning_gym", reason="the extra [tasks] is not installed")
 
@@ -52,11 +53,6 @@ def needle(question: str) -> str:
     return name
 
 
-def letters(question: str) -> int:
-    letter, text = re.fullmatch(r'.*letter "(.)" .*: "(.+)"\?', question).groups()  # type: ignore[union-attr]
-    return text.lower().count(letter)
-
-
 def syllogism(question: str) -> str:
     lines = question.splitlines()
     return "Yes" if follows([lines[1][3:], lines[2][3:]], lines[5].rstrip("?")) else "No"
@@ -67,15 +63,13 @@ def added(question: str) -> int:
 
 
 SOLVERS: dict[str, Callable[[str], object]] = {
-    "sums": added,
-    "chains": added,
+    "basic_arithmetic": added,
+    "chain_sum": added,
     "products": lambda question: math.prod(numbers(question)),
     "gcd": lambda question: math.gcd(*numbers(question)),
     "lcm": lambda question: math.lcm(*numbers(question)),
     "needle_haystack": needle,
     "syllogism": syllogism,
-    "letter_counting": letters,
-    "count_bits": lambda question: numbers(question)[-1].bit_count(),
 }
 
 
@@ -130,6 +124,13 @@ def test_splits_are_disjoint_and_draws_repeatable(task: Task) -> None:
     first = task.examples("test", 100, 5)
     assert first == load_task(task.name).examples("test", 100, 5)
     assert len({example.question for example in first}) == len({example.id for example in first}) == 100
+
+
+def test_the_order_of_words_does_not_move_a_question_to_another_split(task: Task) -> None:
+    for example in task.examples("test", 200, 0):
+        words = re.findall(r"\w+|\W+", example.question)
+        assert split_of("".join(reversed(words))) == "test"
+    assert split_of("Calculate 3 + 5.") == split_of("Calculate 5 + 3.")
 
 
 def test_there_are_enough_questions_for_an_evaluation(task: Task) -> None:

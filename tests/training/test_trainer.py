@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 from dataclasses import replace
 
@@ -113,7 +114,7 @@ def test_learning_rate_rises_to_its_full_value_and_falls_to_its_share(counting: 
     trainer = Trainer(counting, config)
     rates = [trainer.learning_rate(step) for step in range(51)]
     assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.08])
-    assert all(later < earlier for earlier, later in zip(rates[4:], rates[5:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
     assert rates[27] == pytest.approx((0.08 + 0.02) / 2)
     assert rates[50] == pytest.approx(0.02)
     assert trainer.learning_rate(500) == pytest.approx(0.02)

@@ -20,7 +20,7 @@ from t2cli.registry.vectors import read_z, z_to_bytes
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example
 from t2cli.training.checkpoint import RunFolder, RunState, new_run, run_to_resume
-from t2cli.training.loop import SHOWN_FROM, TrainingRun, Trained, check_examples
+from t2cli.training.loop import SHOWN_FROM, Trained, TrainingRun, check_examples
 from t2cli.training.metrics import Silent, StepRecord
 
 Open = Callable[[], AdaptedModel]

@@ -1,0 +1,78 @@
+"""t2 decompose: what it says it did is what is on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from t2cli.models.base import BaseModel
+from t2cli.models.targets import find_targets
+
+Run = Callable[..., object]
+FIELDS = ["schema", "base", "fingerprint", "targets", "parameters", "seconds", "peak_memory_bytes", "cached", "path"]
+
+
+@pytest.fixture
+def folder(base_folder: Callable[[str], Path]) -> Path:
+    return base_folder("llama")
+
+
+def test_it_makes_every_basis_once(run: Callable, folder: Path, load: Callable[[str], BaseModel]) -> None:
+    first = run("decompose", folder, "--json")
+    assert (first.exit_code, first.stderr) == (0, "")
+    record = json.loads(first.stdout)
+    assert list(record) == FIELDS
+    base = load("llama")
+    targets = find_targets(base.model)
+    assert record["schema"] == "t2.decompose/1"
+    assert (record["base"], record["fingerprint"]) == ("llama", base.identity.weights)
+    assert (record["targets"], record["parameters"]) == (len(targets), sum(target.rank for target in targets))
+    assert record["cached"] is False
+    assert record["seconds"] > 0
+    assert record["peak_memory_bytes"] > 1 << 20
+    files = {path: path.stat().st_mtime_ns for path in Path(record["path"]).glob("*.safetensors")}
+    assert len(files) == len(targets)
+
+    second = json.loads(run("decompose", folder, "--json").stdout)
+    assert second["cached"] is True
+    changing = ("cached", "seconds", "peak_memory_bytes")
+    assert {key: value for key, value in second.items() if key not in changing} == {
+        key: value for key, value in record.items() if key not in changing
+    }
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_targets_choose_the_matrices(run: Callable, folder: Path) -> None:
+    mlp = json.loads(run("decompose", folder, "--targets", "mlp", "--json").stdout)
+    attention = json.loads(run("decompose", folder, "--targets", "attention", "--json").stdout)
+    everything = json.loads(run("decompose", folder, "--json").stdout)
+    assert (mlp["targets"], attention["targets"], everything["targets"]) == (6, 8, 14)
+    assert everything["parameters"] == mlp["parameters"] + attention["parameters"]
+    assert everything["cached"] is True  # the parts were all of it
+    assert len({record["fingerprint"] for record in (mlp, attention, everything)}) == 1
+
+
+def test_people_get_one_line(run: Callable, folder: Path) -> None:
+    first, second = run("decompose", folder), run("decompose", "--base", folder)
+    (line,) = first.stdout.splitlines()
+    assert line.startswith("llama-")
+    assert "14 matrices" in line
+    assert "14 made in" in line
+    assert "all in the cache" in second.stdout
+    assert first.stderr == second.stderr == ""
+
+
+def test_what_cannot_be_decomposed_is_said(
+    run: Callable, refused: Callable, copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    refused(run("decompose", "smollm2-135n"), 3, "no base model named 'smollm2-135n'", "did you mean smollm2-135m")
+    refused(run("decompose", tmp_path), 3, "no config.json")
+    refused(run("decompose", "--targets", "some"), 2, "'some'", "'mlp'")
+    broken = copied("llama")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused(run("decompose", broken), 5)
+    assert not list((tmp_path / "home").rglob("*.tmp"))
