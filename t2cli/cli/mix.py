@@ -72,12 +72,12 @@ def parse_weights(experts: list[str]) -> dict[str, float]:
     for text in experts:
         match = _WITH_ALPHA.fullmatch(text)
         # math@sha256:123456789012 is a reference whose digest looks like a number
-        if match is None and ":" in text.removeprefix("hf://").replace("@sha256:", ""):
-            raise UsageError(f"{text!r} does not end in a weight", hint="write it as in math:0.5")
         if match is None or match["ref"].endswith("@sha256"):
             reference, alpha = text, None
         else:
             reference, alpha = match["ref"], float(match["alpha"])
+        if ":" in reference.removeprefix("hf://").replace("@sha256:", ""):
+            raise UsageError(f"{text!r} does not end in a weight", hint="write it as in math:0.5")
         if alpha is not None and not math.isfinite(alpha):
             raise UsageError(f"the weight of {reference} is not a finite number", hint="write it as in math:0.5")
         if reference in parsed:

@@ -11,6 +11,7 @@ import typer
 
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output
+from t2cli.config import TrainConfig
 from t2cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 OptionalInt = Optional[int]  # noqa: UP045
 OptionalFloat = Optional[float]  # noqa: UP045
+DEFAULTS = TrainConfig()
 
 
 def train(
@@ -30,9 +32,12 @@ def train(
         str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")
     ] = "",
     preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="A tested set of settings.")] = "t2",
-    steps: Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default="30")] = None,
+    steps: Annotated[
+        OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default=str(DEFAULTS.steps))
+    ] = None,
     learning_rate: Annotated[
-        OptionalFloat, typer.Option("--learning-rate", min=0.0, help="Step size of AdamW.", show_default="0.002")
+        OptionalFloat,
+        typer.Option("--learning-rate", min=0.0, help="Step size of AdamW.", show_default=str(DEFAULTS.learning_rate)),
     ] = None,
     targets: Annotated[
         Literal["all", "mlp", "attention"], typer.Option("--targets", help="Which linear layers get a z.")
@@ -54,34 +59,40 @@ def train(
     settings the run began with.
     """
     from t2cli.config import preset as settings
-    from t2cli.registry.reference import check_name
-    from t2cli.tasks.base import load_task, task_names
 
     out = Output(json=json, quiet=quiet)
     if learning_rate is not None and not math.isfinite(learning_rate):
-        raise UsageError("--learning-rate must be a finite number", hint="the default is 0.002")
+        raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
-    known_task = load_task(task)
-    check_name(expert := name or known_task.name)
-    place = task if task in task_names() else str(Path(task).expanduser().resolve())
+    known_task, spec, home = _asked(task, name, base, config, quiet)
     from t2cli.cli.session import open_model, search_path
-    from t2cli.models.catalog import locate
-    from t2cli.models.identity import identify
     from t2cli.registry.local import LocalRegistry
-    from t2cli.training.checkpoint import RunSpec, new_run, run_to_resume
+    from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import check_examples
 
-    identity = identify(locate(base, quiet=quiet), quiet=quiet)
-    spec = RunSpec(place, expert, base, identity.weights, config)
-    folder = run_to_resume(identity.folder_name, expert) if resume else None
+    folder = run_to_resume(home, spec.expert) if resume else None
     if folder is not None:
         spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
     check_examples(known_task, spec.config)  # now, and not after hours of training
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
-    folder = folder or new_run(identity.folder_name, spec)
     again = _resuming(spec, known_task.name, registry)
-    trained = _run(out, adapted, known_task, spec, folder, LocalRegistry(search_path(registry)), again)
-    _report(out, trained)
+    entries = LocalRegistry(search_path(registry))
+    _report(out, _run(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
+
+
+def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) -> tuple[Task, RunSpec, str]:
+    """Return the task, what a run is asked to do, and the name of the base's folder; raises for names there are not."""
+    from t2cli.models.catalog import locate
+    from t2cli.models.identity import identify
+    from t2cli.registry.reference import check_name
+    from t2cli.tasks.base import load_task, task_names
+    from t2cli.training.checkpoint import RunSpec
+
+    known_task = load_task(task)
+    check_name(expert := name or known_task.name)
+    place = task if task in task_names() else str(Path(task).expanduser().resolve())  # resumed from anywhere
+    identity = identify(locate(base, quiet=quiet), quiet=quiet)
+    return known_task, RunSpec(place, expert, base, identity.weights, config), identity.folder_name
 
 
 def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | None], out: Output) -> RunSpec:
@@ -128,8 +139,8 @@ def _run(
     from t2cli.training.loop import TrainingRun
 
     with folder.claimed(), TrainingProgress(out) as listener:
-        out.say(f"run: {folder.path}")
         try:
+            out.say(f"run: {folder.path}")
             adapted.prepare(quiet=out.quiet)
             return TrainingRun(adapted, task, spec, folder, listener).run(registry)
         except KeyboardInterrupt as error:

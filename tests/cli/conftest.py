@@ -75,7 +75,7 @@ def refused() -> Callable[..., None]:
     def check(result: Result, code: int, *said: str) -> None:
         assert (result.exit_code, result.stdout) == (code, ""), result.output
         lines = result.stderr.splitlines()
-        first, last = next(line for line in lines if not line.startswith("[")), lines[-1]
+        first, last = next(line for line in lines if not line.startswith(("[", "run: "))), lines[-1]
         assert first.startswith("error: "), result.stderr
         assert last.startswith("hint: "), result.stderr
         assert len(lines) <= 3, result.stderr

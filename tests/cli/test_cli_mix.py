@@ -156,13 +156,10 @@ def test_weights_are_read(arguments: list[str], parsed: dict[str, float]) -> Non
     ],
 )
 def test_weights_that_cannot_be_are_refused(arguments: list[str], said: str) -> None:
-    try:
-        parsed = parse_weights(arguments)
-    except UsageError as error:
-        assert said in error.message
-        assert error.hint
-    else:
-        raise AssertionError(parsed)
+    with pytest.raises(UsageError) as caught:
+        parse_weights(arguments)
+    assert said in caught.value.message
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -175,7 +172,6 @@ def test_weights_that_cannot_be_are_refused(arguments: list[str], said: str) -> 
         (["math:x"], 2, ["'math:x'", "math:0.5"]),
         (["math", "math@1"], 2, ["same expert", "math@1"]),
         (["math:1e300"], 2, ["finite"]),
-        (["math:3e38"], 2, ["too large"]),
         (["Math"], 2, ["'Math'"]),
         (["hf://org/repo/math"], 2, ["Hub"]),
         ([], 2, ["EXPERT"]),
