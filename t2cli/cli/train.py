@@ -12,6 +12,7 @@ import typer
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output
 from t2cli.config import TrainConfig
+from t2cli.config import preset as settings
 from t2cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ def train(
     and published to the registry. Ctrl-C stops after saving; --resume goes on from there with the
     settings the run began with.
     """
-    from t2cli.config import preset as settings
-
     out = Output(json=json, quiet=quiet)
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")

@@ -49,7 +49,7 @@ class BaseModel:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of generated token ids without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def resolve_device(device: str) -> torch.device:

@@ -16,7 +16,7 @@ import torch
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
-from t2cli.evaluation.evaluate import compare, right_answers
+from t2cli.evaluation.evaluate import Advance, compare, right_answers
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.basis_cache import singular_values
 from t2cli.registry.local import ExpertEntry, LocalRegistry
@@ -90,7 +90,8 @@ class TrainingRun:
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
-        accuracy = self._validate(None)
+        accuracy = self._validate(None, on_done=self.listener.advance)
+        self.listener.stage("", 0)
         self.listener.note(f"base accuracy on {len(self.validation)} validation examples: {accuracy:.3f}")
         flat = self.trainer.flat.detach()
         zeros = torch.zeros_like(flat)
@@ -157,8 +158,8 @@ class TrainingRun:
             state.tensors["best"] = state.tensors["z"]
         self.folder.save(state)
 
-    def _validate(self, z: ZVectors | None) -> float:
-        right = right_answers(self.adapted, self.task, self.validation, z)
+    def _validate(self, z: ZVectors | None, on_done: Advance | None = None) -> float:
+        right = right_answers(self.adapted, self.task, self.validation, z, on_done=on_done)
         self.adapted.release()
         return sum(right) / len(right)
 

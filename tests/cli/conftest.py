@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -32,6 +33,10 @@ from t2cli.registry.manifest import (
     TrainingRecord,
     ZRecord,
 )
+
+if TYPE_CHECKING:
+    from t2cli.models.adapted import AdaptedModel
+    from t2cli.svf.zvector import ZVectors
 
 ROOT = Path(t2cli.__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -163,3 +168,38 @@ def registry(tmp_path: Path, make_expert: Callable[..., ExpertEntry]) -> Path:
     make_expert(folder, "both", kind="mix", category="reasoning", training=None, parents=parents)
     make_expert(folder, "math", base=base("qwen3-0.6b", "b"))
     return folder
+
+
+@pytest.fixture
+def chat_experts(
+    tmp_path: Path,
+    adapt: Callable[..., AdaptedModel],
+    publish: Callable[..., ExpertEntry],
+    random_z: Callable[..., ZVectors],
+) -> dict[str, ExpertEntry]:
+    """Return experts for the tiny base in a registry, and one for another base."""
+    adapted, folder = adapt("llama"), tmp_path / "experts"
+    identity = adapted.base.identity
+
+    def put(name: str, seed: int, **fields: Any) -> ExpertEntry:
+        return publish(folder, identity, name, random_z(adapted.ranks, seed=seed, sigma=0.5), **fields)
+
+    foreign = replace(identity, name="other", weights="a" * 64)
+    return {
+        "math": put("math", 1, examples=("What is 1 + 2?", "What is 3 * 4?")),
+        "story": put("story", 2, examples=("Anna likes cats. Who likes cats?",)),
+        "foreign": publish(folder, foreign, "foreign", random_z(adapted.ranks)),
+    }
+
+
+@pytest.fixture
+def chat_options(base_folder: Callable[[str], Path], tmp_path: Path) -> list[str]:
+    """Return the options that all of these chats share."""
+    folder = tmp_path / "experts"
+    return ["--base", str(base_folder("llama")), "--registry", str(folder), "--max-new-tokens", "12"]
+
+
+@pytest.fixture
+def chat_process(chat_options: list[str], chat_experts: dict[str, ExpertEntry]) -> list[str]:
+    """Return the command of the same as a process."""
+    return [sys.executable, "-m", "t2cli", "chat", *chat_options]

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from t2cli.cli.chat import _Folded, explained
 from t2cli.cli.output import Output
 from t2cli.dispatch.decision import Decision
-from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import ExpertEntry
-from t2cli.svf.zvector import ZVectors
 
 FIELDS = ["schema", "id", "answer", "dispatch", "timing"]
 DISPATCH = ["strategy", "category", "probabilities", "weights", "abstained"]
@@ -28,44 +18,9 @@ TIMING = ["dispatch_seconds", "first_token_seconds", "answer_seconds", "prompt_t
 
 
 @pytest.fixture
-def experts(
-    tmp_path: Path,
-    adapt: Callable[..., AdaptedModel],
-    publish: Callable[..., ExpertEntry],
-    random_z: Callable[..., ZVectors],
-) -> dict[str, ExpertEntry]:
-    """Return experts for the tiny base in a registry, and one for another base."""
-    adapted, folder = adapt("llama"), tmp_path / "experts"
-    identity = adapted.base.identity
-
-    def put(name: str, seed: int, **fields: Any) -> ExpertEntry:
-        return publish(folder, identity, name, random_z(adapted.ranks, seed=seed, sigma=0.5), **fields)
-
-    foreign = replace(identity, name="other", weights="a" * 64)
-    return {
-        "math": put("math", 1, examples=("What is 1 + 2?", "What is 3 * 4?")),
-        "story": put("story", 2, examples=("Anna likes cats. Who likes cats?",)),
-        "foreign": publish(folder, foreign, "foreign", random_z(adapted.ranks)),
-    }
-
-
-@pytest.fixture
-def options(base_folder: Callable[[str], Path], tmp_path: Path) -> list[str]:
-    """Return the options that all of these chats share."""
-    folder = tmp_path / "experts"
-    return ["--base", str(base_folder("llama")), "--registry", str(folder), "--max-new-tokens", "12"]
-
-
-@pytest.fixture
-def chat(run: Callable, options: list[str], experts: dict[str, ExpertEntry]) -> Callable:
+def chat(run: Callable, chat_options: list[str], chat_experts: dict[str, ExpertEntry]) -> Callable:
     """Return a function that runs t2 chat with the tiny base and the experts."""
-    return lambda *arguments, stdin="": run("chat", *arguments, *options, stdin=stdin)
-
-
-@pytest.fixture
-def process(options: list[str], experts: dict[str, ExpertEntry]) -> list[str]:
-    """Return the command of the same as a process."""
-    return [sys.executable, "-m", "t2cli", "chat", *options]
+    return lambda *arguments, stdin="": run("chat", *arguments, *chat_options, stdin=stdin)
 
 
 def test_a_prompt_is_answered_on_stdout_and_the_dispatch_said_on_stderr(chat: Callable) -> None:
@@ -161,17 +116,17 @@ def test_seed_and_temperature_decide_the_draw(chat: Callable) -> None:
     assert len({answer(seed) for seed in range(3)}) > 1
 
 
-def test_with_no_experts_at_all_the_base_answers(run: Callable, options: list[str]) -> None:
-    result = run("chat", "what is it?", *options, "--json")
+def test_with_no_experts_at_all_the_base_answers(run: Callable, chat_options: list[str]) -> None:
+    result = run("chat", "what is it?", *chat_options, "--json")
     assert result.exit_code == 0, result.stderr
     dispatch = json.loads(result.stdout)["dispatch"]
     assert (dispatch["category"], dispatch["weights"], dispatch["abstained"]) == ("other", {}, True)
-    plain = run("chat", "what is it?", *options, "--json", "--adapt", "none")
+    plain = run("chat", "what is it?", *chat_options, "--json", "--adapt", "none")
     assert json.loads(plain.stdout)["answer"] == json.loads(result.stdout)["answer"]
 
 
-def test_an_expert_that_cannot_be_read_is_warned_of(chat: Callable, experts: dict[str, ExpertEntry]) -> None:
-    (experts["story"].path / "expert.yaml").write_text("schema: 1\nname: story\n")
+def test_an_expert_that_cannot_be_read_is_warned_of(chat: Callable, chat_experts: dict[str, ExpertEntry]) -> None:
+    (chat_experts["story"].path / "expert.yaml").write_text("schema: 1\nname: story\n")
     result = chat("what is it?", "--json")
     assert result.exit_code == 0
     assert result.stderr.startswith("warning: ")
@@ -216,10 +171,10 @@ def test_what_cannot_be_answered_is_refused(
     run: Callable,
     chat: Callable,
     refused: Callable,
-    options: list[str],
+    chat_options: list[str],
 ) -> None:
     # what comes last on the command line counts
-    result = run("chat", *options, *arguments, stdin=stdin)
+    result = run("chat", *chat_options, *arguments, stdin=stdin)
     refused(result, code, *said)
 
 
@@ -240,19 +195,19 @@ def damaged_bytes(entry: ExpertEntry, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "edited", "gone", "kind", "half a manifest"])
 def test_a_damaged_expert_is_refused(
-    how: str, chat: Callable, refused: Callable, experts: dict[str, ExpertEntry]
+    how: str, chat: Callable, refused: Callable, chat_experts: dict[str, ExpertEntry]
 ) -> None:
-    damaged_bytes(experts["math"], how)
+    damaged_bytes(chat_experts["math"], how)
     refused(chat("x", "--expert", "math"), 5)
 
 
 def test_an_expert_with_numbers_that_are_none_is_refused(
-    chat: Callable, refused: Callable, experts: dict[str, ExpertEntry]
+    chat: Callable, refused: Callable, chat_experts: dict[str, ExpertEntry]
 ) -> None:
     import hashlib
     import struct
 
-    entry = experts["math"]
+    entry = chat_experts["math"]
     content = entry.z_bytes()[:-4] + struct.pack("<f", float("nan"))
     (entry.path / "z.safetensors").write_bytes(content)
     manifest = entry.path / "expert.yaml"
@@ -264,140 +219,6 @@ def test_an_answer_ends_where_the_context_does(chat: Callable) -> None:
     result = chat("zq" * 235, "--adapt", "none", "--json", "--max-new-tokens", "100")
     timing = json.loads(result.stdout)["timing"]
     assert timing["prompt_tokens"] + timing["answer_tokens"] <= 512
-
-
-def test_a_reader_that_leaves_is_no_error(process: list[str]) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    result = subprocess.run([*process, "what", "-q"], stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60)
-    os.close(writer)
-    assert (result.returncode, result.stderr) == (0, b"")
-
-
-def test_standard_input_that_is_closed_holds_no_question(process: list[str]) -> None:
-    result = subprocess.run(
-        ["/bin/sh", "-c", '"$@" <&-', "sh", *process], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: standard input holds no question\n")
-
-
-def test_answers_come_as_the_lines_do(process: list[str]) -> None:
-    with subprocess.Popen([*process, "-q"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        assert running.stdin is not None
-        assert running.stdout is not None
-        for _ in range(2):  # each answer is there before the next question is written
-            running.stdin.write(b"what is it?\n")
-            running.stdin.flush()
-            assert select.select([running.stdout], [], [], 60)[0]
-            assert running.stdout.readline().endswith(b"\n")
-        running.stdin.close()
-        assert running.wait(timeout=30) == 0
-
-
-class Terminal:
-    """A process on a terminal of its own, and what a person sees of it."""
-
-    def __init__(self, command: list[str], **streams: Any) -> None:
-        import pty
-
-        self.master, slave = pty.openpty()
-        given = {"stdin": slave, "stdout": slave, "stderr": slave, **streams}
-        self.process = subprocess.Popen(
-            command,
-            **given,
-            env={**os.environ, "TERM": "dumb"},
-            start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(slave), os.O_RDWR)),  # makes it the controlling one
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def until(self, text: str, *, seconds: float = 60) -> str:
-        """Read until `text` has come; return what came before it."""
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            left = end - time.monotonic()
-            assert left > 0, f"no {text!r} in {self.seen!r}"
-            if select.select([self.master], [], [], left)[0]:
-                try:
-                    self.seen += os.read(self.master, 4096).decode(errors="replace")
-                except OSError as error:  # the other end is closed
-                    raise AssertionError(f"ended without {text!r}: {self.seen!r}") from error
-        before, _, self.seen = self.seen.partition(text)
-        return before
-
-    def record(self) -> dict[str, Any]:
-        """Return the next answer of --json."""
-        self.until('{"schema"')
-        loaded: dict[str, Any] = json.loads('{"schema"' + self.until("}}") + "}}")
-        return loaded
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-
-
-@pytest.fixture
-def terminal() -> Iterator[Callable[..., Terminal]]:
-    opened: list[Terminal] = []
-
-    def open_terminal(command: list[str], **streams: Any) -> Terminal:
-        opened.append(Terminal(command, **streams))
-        return opened[-1]
-
-    yield open_terminal
-    for each in opened:
-        each.close()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
-def test_a_conversation_at_a_terminal(process: list[str], terminal: Callable[..., Terminal]) -> None:
-    person = terminal([*process, "--json", "--adapt", "none", "--max-new-tokens", "40"])
-    assert "Ctrl-D ends the conversation" in person.until("> ")
-    person.type("what is it?\n")
-    first = person.record()
-    person.until("> ")
-    person.type("and then?\n")
-    second = person.record()
-    assert second["timing"]["prompt_tokens"] > first["timing"]["prompt_tokens"] + first["timing"]["answer_tokens"]
-    person.until("> ")
-    person.type("\n")  # nothing asked
-    person.until("> ")
-    person.type("/reset\n")
-    person.until("(a new conversation)")
-    person.until("> ")
-    person.type("what is it?\n")
-    again = person.record()
-    assert again["answer"] == first["answer"]
-    assert again["timing"]["prompt_tokens"] == first["timing"]["prompt_tokens"]
-    person.until("> ")
-    person.type("\x04")
-    assert person.process.wait(timeout=30) == 0
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
-def test_ctrl_c_stops_an_answer_and_not_the_conversation(
-    process: list[str], terminal: Callable[..., Terminal], tmp_path: Path
-) -> None:
-    with (tmp_path / "answers").open("wb") as answers:
-        person = terminal([*process, "--expert", "math", "--max-new-tokens", "450"], stdout=answers)
-        person.until("> ")
-        person.type("half an answer, please\n")
-        person.until("[math@1]")
-        person.type("\x03")
-        person.until("(stopped)")
-        person.until("> ")
-        person.type("\x03")  # nothing to stop
-        person.until("> ")
-        person.type("/exit\n")
-        assert person.process.wait(timeout=30) == 0
-    text = (tmp_path / "answers").read_text(errors="replace")
-    assert not text.startswith("> ")  # standard output carries answers only
 
 
 def test_the_dispatch_line() -> None:

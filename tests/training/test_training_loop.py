@@ -250,7 +250,8 @@ def test_listeners_hear_every_step_and_stage(counting: AdaptedModel, registry: L
     assert ("train", SMALL.steps) in heard.stages
     evaluated = 2 * SMALL.evaluation_examples
     assert (f"evaluate on {SMALL.evaluation_examples} test examples", evaluated) in heard.stages
-    assert heard.advanced == evaluated
+    assert heard.stages[0] == ("validate the base", SMALL.validation_examples)
+    assert heard.advanced == SMALL.validation_examples + evaluated
     assert heard.stages[-1] == ("", 0)
 
 

@@ -1,0 +1,151 @@
+"""t2 chat as a process of its own: pipes that stay open or are closed, and a person at a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_a_reader_that_leaves_is_no_error(chat_process: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [*chat_process, "what", "-q"], stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_standard_input_that_is_closed_holds_no_question(chat_process: list[str]) -> None:
+    result = subprocess.run(
+        ["/bin/sh", "-c", '"$@" <&-', "sh", *chat_process], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: standard input holds no question\n")
+
+
+def test_answers_come_as_the_lines_do(chat_process: list[str]) -> None:
+    with subprocess.Popen([*chat_process, "-q"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        for _ in range(2):  # each answer is there before the next question is written
+            running.stdin.write(b"what is it?\n")
+            running.stdin.flush()
+            assert select.select([running.stdout], [], [], 60)[0]
+            assert running.stdout.readline().endswith(b"\n")
+        running.stdin.close()
+        assert running.wait(timeout=30) == 0
+
+
+class Terminal:
+    """A process on a terminal of its own, and what a person sees of it."""
+
+    def __init__(self, command: list[str], **streams: Any) -> None:
+        import pty
+
+        self.master, slave = pty.openpty()
+        given = {"stdin": slave, "stdout": slave, "stderr": slave, **streams}
+        self.process = subprocess.Popen(
+            command,
+            **given,
+            env={**os.environ, "TERM": "dumb"},
+            start_new_session=True,
+            preexec_fn=lambda: os.close(os.open(os.ttyname(slave), os.O_RDWR)),  # makes it the controlling one
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def until(self, text: str, *, seconds: float = 60) -> str:
+        """Read until `text` has come; return what came before it."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            left = end - time.monotonic()
+            assert left > 0, f"no {text!r} in {self.seen!r}"
+            if select.select([self.master], [], [], left)[0]:
+                try:
+                    self.seen += os.read(self.master, 4096).decode(errors="replace")
+                except OSError as error:  # the other end is closed
+                    raise AssertionError(f"ended without {text!r}: {self.seen!r}") from error
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def record(self) -> dict[str, Any]:
+        """Return the next answer of --json."""
+        self.until('{"schema"')
+        loaded: dict[str, Any] = json.loads('{"schema"' + self.until("}}") + "}}")
+        return loaded
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def open_terminal(command: list[str], **streams: Any) -> Terminal:
+        opened.append(Terminal(command, **streams))
+        return opened[-1]
+
+    yield open_terminal
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
+def test_a_conversation_at_a_terminal(chat_process: list[str], terminal: Callable[..., Terminal]) -> None:
+    person = terminal([*chat_process, "--json", "--adapt", "none", "--max-new-tokens", "40"])
+    assert "Ctrl-D ends the conversation" in person.until("> ")
+    person.type("what is it?\n")
+    first = person.record()
+    person.until("> ")
+    person.type("and then?\n")
+    second = person.record()
+    assert second["timing"]["prompt_tokens"] > first["timing"]["prompt_tokens"] + first["timing"]["answer_tokens"]
+    person.until("> ")
+    person.type("\n")  # nothing asked
+    person.until("> ")
+    person.type("/reset\n")
+    person.until("(a new conversation)")
+    person.until("> ")
+    person.type("what is it?\n")
+    again = person.record()
+    assert again["answer"] == first["answer"]
+    assert again["timing"]["prompt_tokens"] == first["timing"]["prompt_tokens"]
+    person.until("> ")
+    person.type("\x04")
+    assert person.process.wait(timeout=30) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
+def test_ctrl_c_stops_an_answer_and_not_the_conversation(
+    chat_process: list[str], terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    with (tmp_path / "answers").open("wb") as answers:
+        person = terminal([*chat_process, "--expert", "math", "--max-new-tokens", "450"], stdout=answers)
+        person.until("> ")
+        person.type("half an answer, please\n")
+        person.until("[math@1]")
+        person.type("\x03")
+        person.until("(stopped)")
+        person.until("> ")
+        person.type("\x03")  # nothing to stop
+        person.until("> ")
+        person.type("/exit\n")
+        assert person.process.wait(timeout=30) == 0
+    text = (tmp_path / "answers").read_text(errors="replace")
+    assert not text.startswith("> ")  # standard output carries answers only
