@@ -111,7 +111,7 @@ def locate(base: str, *, quiet: bool = False) -> BaseFiles:
         return _from_hub(base, quiet=quiet)
     raise NotFoundError(
         f"there is no base model named {base!r}",
-        hint=f"{near_matches(base, CATALOG)}; a folder or a Hub id such as org/name works too",
+        hint=f"a local folder or a Hub id such as org/name works too; {near_matches(base, CATALOG)}",
     )
 
 
