@@ -19,6 +19,12 @@ T2 = Callable[..., subprocess.CompletedProcess[str]]
 Make = Callable[..., ExpertEntry]
 
 
+@pytest.fixture(autouse=True)
+def without_the_shipped_experts(tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the search path be the local registry alone: what ships changes from release to release."""
+    monkeypatch.setenv("T2_REGISTRY", str(tmp_path / "home" / "registry"))
+
+
 def experts(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
