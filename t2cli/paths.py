@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -49,11 +48,3 @@ def registry_search_path(registry: str | Path | None = None) -> list[Path]:
 def debug() -> bool:
     """Tell whether errors come with a traceback (`T2_DEBUG=1`)."""
     return os.environ.get("T2_DEBUG", "") not in ("", "0")
-
-
-def display(path: Path, roots: Sequence[Path] | None = None) -> str:
-    """Return `path` as a person would write it: relative to the home folder where that is shorter."""
-    for root in roots or [Path.home()]:
-        if path.is_relative_to(root):
-            return str(Path("~") / path.relative_to(root))
-    return str(path)
