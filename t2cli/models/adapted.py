@@ -14,6 +14,7 @@ import torch
 from t2cli.errors import IncompatibleBaseError, T2Error
 from t2cli.models.base import BaseModel
 from t2cli.models.basis_cache import decompose, load_bases
+from t2cli.models.fold_cache import FOLD_CACHE_BYTES, FoldCache
 from t2cli.models.targets import Target, find_targets
 from t2cli.svf.basis import Basis
 from t2cli.svf.linear import SVFLinear
@@ -26,7 +27,7 @@ class AdaptedModel:
     The base weights are only ever read. Bases are attached when first needed (`prepare`).
     """
 
-    def __init__(self, base: BaseModel, selection: str = "all") -> None:
+    def __init__(self, base: BaseModel, selection: str = "all", *, fold_cache_bytes: int = FOLD_CACHE_BYTES) -> None:
         self.base = base
         self.model = base.model
         self.selection = selection
@@ -34,8 +35,7 @@ class AdaptedModel:
             raise T2Error(f"{base.identity.name} is adapted already", hint="detach the other AdaptedModel first")
         self.targets: list[Target] = find_targets(base.model, selection)
         self._layers: dict[str, SVFLinear] = {}
-        self._folded_for: ZVectors | None = None  # whose W' the spare buffers hold
-        self._spare: dict[str, torch.Tensor] = {}
+        self._folds = FoldCache(fold_cache_bytes)
         for target in self.targets:
             parent, _, child = target.module.rpartition(".")
             owner = self.model.get_submodule(parent)
@@ -130,6 +130,16 @@ class AdaptedModel:
             yield
 
     @contextlib.contextmanager
+    def trained(self, z: ZVectors, vectors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Answer folded as `z` with gradients that reach `vectors`, tensors of the same values (svf/gradient.py).
+
+        Faster than `with_tensors` and exact where W' is kept in float32; lower precisions round W' and lose digits.
+        """
+        with self.use_z(z):
+            self._set(vectors)
+            yield
+
+    @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """Answer as the base model, whatever expert is in use around this block."""
         with self._restored():
@@ -176,13 +186,9 @@ class AdaptedModel:
                 self._layers[name].z, self._layers[name].folded = z, folded
 
     def _fold(self, z: ZVectors) -> dict[str, torch.Tensor]:
-        """Return W' by name; the same expert asked for again in a row costs nothing."""
-        if self._folded_for is not z:
-            self.release()
-            self._spare = {name: self._layers[name].fold(vector) for name, vector in z.items()}
-            self._folded_for = z
-        return self._spare
+        """Return W' by name; an expert that was in use recently costs nothing."""
+        return self._folds.get(z, lambda: {name: self._layers[name].fold(vector) for name, vector in z.items()})
 
     def release(self) -> None:
         """Free the folded weights that are kept for reuse."""
-        self._spare, self._folded_for = {}, None
+        self._folds.clear()

@@ -1,4 +1,4 @@
-"""A linear layer whose singular values are rescaled by z: folded, factored or per row.
+"""A weight whose singular values are rescaled by z: folded, factored, per row, or folded with a gradient.
 
 Source: Transformer-Squared (arXiv 2501.06252), section 3.1; math.md 3.
 
@@ -8,28 +8,36 @@ Notation: x (B, T, n) input, W (m, n) weight, Q (r, r) basis, z (r,) one vector 
     factored   y = W (x + Q ((z - 1) * (Q^T x)))         Q on the input side
                y = v + Q ((z - 1) * (Q^T v)), v = W x    Q on the output side
     per row    factored with z (B, r): every row of the batch has its own expert
+    trained    folded, and the backward pass gives the gradient of z too (svf/gradient.py)
 
 Deviations from the reference code:
 1. W stays the model's own parameter and is never written, so the base is what it was, bit for bit, whatever
    happens while an expert is in use; W' lives in a buffer of its own.
-2. The gradient reaches z through the factored form: no W' is formed, and autograd keeps one (T, r) product per layer.
+2. No gradient ever needs W itself: it reaches z in closed form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from t2cli.svf.basis import Basis, fold
+from t2cli.svf.gradient import folded_product
+
+Product = Callable[[torch.Tensor], torch.Tensor]  # x (..., n) -> W x + b (..., m), as the base computes it
 
 
-class SVFLinear(nn.Module):
-    """Stands in for an nn.Linear and answers as the base until `z` or a folded weight is set."""
+class AdaptedWeight:
+    """One weight (m, n) that may be in use as an expert; the base itself until `z` or `folded` is set.
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
+    `z` alone is factored or per row, `folded` alone is W', and both together are W' with the gradient of z.
+    """
+
+    def __init__(self) -> None:
         self.basis: Basis | None = None
         self.z: torch.Tensor | None = None  # (r,) or (B, r)
         self.folded: torch.Tensor | None = None  # (m, n)
@@ -37,12 +45,7 @@ class SVFLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """Return the pristine base weight (m, n)."""
-        return self.linear.weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """Return the bias (m,), which no expert changes."""
-        return self.linear.bias
+        raise NotImplementedError
 
     def require_basis(self) -> Basis:
         """Return the basis, or raise RuntimeError when none was attached."""
@@ -51,33 +54,80 @@ class SVFLinear(nn.Module):
         return self.basis
 
     def fold(self, z: torch.Tensor) -> torch.Tensor:
-        """Return W' for z (r,) without storing it."""
+        """Return W' (m, n) for z (r,) without storing it."""
         return fold(self.weight.detach(), self.require_basis(), z)
+
+    def factored(
+        self, x: torch.Tensor, product: Product, bias: torch.Tensor | None, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return W' x + b (..., m) of x (..., n) from the base's own `product`; z = 1 gives its bits.
+
+        Where z is per row, x holds the rows one after the other, equally long, or `rows` (N,) names the row of each
+        of the N vectors in x (N, n).
+        """
+        assert self.z is not None
+        basis, shift = self.require_basis(), self.z - 1
+        if rows is not None and shift.ndim == 2:
+            shift = shift[rows]  # (N, r)
+        if basis.side == "input":
+            return product(x + rescaled(x, basis.Q, shift))
+        y = product(x)
+        return y + rescaled(y if bias is None else y - bias, basis.Q, shift)
+
+
+def rescaled(v: torch.Tensor, Q: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Return Q (shift * (Q^T v)) for v (..., r) and shift (r,), or (B, r) with the rows of v one after the other."""
+    Q, shift = Q.to(v.dtype), shift.to(v.dtype)
+    if shift.ndim == 1:
+        return ((v @ Q) * shift) @ Q.T
+    components = (v @ Q).reshape(shift.shape[0], -1, shift.shape[1])  # (B, T, r), also for models that flatten rows
+    return (components * shift.unsqueeze(1)).reshape(v.shape) @ Q.T
+
+
+class SVFLinear(nn.Module, AdaptedWeight):
+    """Stands in for an nn.Linear, or with `transposed` for a module whose weight is (n, m) such as GPT-2's Conv1D."""
+
+    def __init__(self, linear: nn.Module, *, transposed: bool = False) -> None:
+        nn.Module.__init__(self)
+        AdaptedWeight.__init__(self)
+        self.linear = linear
+        self.transposed = transposed
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Return the pristine base weight (m, n)."""
+        weight: torch.Tensor = self.linear.weight  # type: ignore[assignment]
+        return weight.T if self.transposed else weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Return the bias (m,), which no expert changes."""
+        return self.linear.bias  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., n); returns (..., m)."""
         if self.folded is not None:
-            return functional.linear(x, self.folded, self.bias)
+            if self.z is not None and torch.is_grad_enabled():
+                basis = self.require_basis()
+                return folded_product(x, self.folded, self.bias, self.z, self.weight, basis.Q, basis.side)
+            return self._product(x, self.folded)
         if self.z is None:
-            return functional.linear(x, self.weight, self.bias)
-        basis = self.require_basis()
-        if basis.side == "input":
-            return functional.linear(x + self._change(x, basis.Q), self.weight, self.bias)
-        v = functional.linear(x, self.weight)  # (..., m)
-        # with a bias the base's own output is computed too: v + bias is rounded otherwise, and z = 1 must be the base
-        base = v if self.bias is None else functional.linear(x, self.weight, self.bias)
-        return base + self._change(v, basis.Q)
+            return self._base(x)
+        return self.factored(x, self._base, self.bias)
 
-    def _change(self, v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
-        """Return Q ((z - 1) * (Q^T v)) for v (..., r)."""
-        assert self.z is not None
-        shift = (self.z - 1).to(v.dtype)
-        if shift.ndim == 2:  # (B, r) -> (B, 1, ..., r), against v (B, T, r)
-            shift = shift.view(shift.shape[0], *([1] * (v.ndim - 2)), shift.shape[1])
-        Q = Q.to(v.dtype)
-        return ((v @ Q) * shift) @ Q.T
+    def _base(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x)
+        return y
+
+    def _product(self, x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        """Return W x + b by the operation that the base itself uses, so that equal weights give equal bits."""
+        if type(self.linear) is nn.Linear:
+            return functional.linear(x, W, self.linear.bias)
+        # another class may multiply in another order: its own code runs with W in place of its weight
+        own: torch.Tensor = functional_call(self.linear, {"weight": W.T if self.transposed else W}, (x,))
+        return own
 
     def extra_repr(self) -> str:
-        """Say which of the three ways is active."""
+        """Say which of the ways is active."""
         mode = "folded" if self.folded is not None else "base" if self.z is None else "factored"
         return f"mode={mode}"

@@ -101,16 +101,10 @@ class TrainingRun:
         return state
 
     def _restore(self) -> RunState | None:
-        trainer = self.trainer
-        state = self.folder.load(trainer.flat.numel())
+        state = self.folder.load(self.trainer.flat.numel())
         if state is None:
             return None
-        with torch.no_grad():
-            trainer.flat.copy_(state.tensors["z"])
-        trainer.steps_done = state.step
-        if state.step:
-            moments = {name: state.tensors[name].to(trainer.flat.device) for name in ("exp_avg", "exp_avg_sq")}
-            trainer.optimizer.state[trainer.flat] = {"step": torch.tensor(float(state.step)), **moments}
+        self.trainer.restore(state.step, state.tensors)
         self.folder.metrics.cut_after(state.step)
         self.listener.note(f"resuming after step {state.step} of {self.config.steps}")
         return state

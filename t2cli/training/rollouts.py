@@ -49,7 +49,6 @@ def collect(
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens, temperature=config.temperature)
     with adapted.use_z(z):
         flat = generate(adapted, prompts, sampling, copies=config.group, generator=generator)
-    adapted.release()  # the gradient needs the memory more
     groups = [flat[start : start + config.group] for start in range(0, len(flat), config.group)]
     rewards = [
         [judged(adapted, task, example, completion) for completion in group]

@@ -4,7 +4,8 @@ Source: Transformer-Squared (arXiv 2501.06252), equation 2; math.md 5, preset `t
 
 Deviations from the paper:
 1. Rollouts are sampled, G per prompt, with a leave-one-out baseline (see svf/policy_gradient.py).
-2. The gradient flows through the factored form of the layers; no W' is formed and no base weight is touched.
+2. W' is the one that the rollouts were sampled with; the gradient of z follows from it in closed form
+   (svf/gradient.py). Where W' would be rounded to less than float32, autograd goes through the factored form instead.
 3. Prompts and their rollouts share one row (see packing.py); micro-batches only bound the memory.
 4. Prompts whose rollouts are all right or all wrong have no advantage; they are left out of the gradient, KL term
    included, which saves most of its cost while a task is mostly failed or mostly solved.
@@ -13,7 +14,8 @@ Deviations from the paper:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +51,22 @@ class Trainer:
         self.flat = nn.Parameter(torch.ones(sum(self.ranks.values()), device=adapted.base.device))
         self.optimizer = torch.optim.AdamW([self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
         self.steps_done = 0
+        self._z: ZVectors | None = None
 
     def z(self) -> ZVectors:
-        """Return a copy of the current z."""
-        return ZVectors({name: z.detach().cpu().clone() for name, z in unflatten(self.flat, self.ranks).items()})
+        """Return a copy of the current z; the same object until the next update, so that it is folded once."""
+        if self._z is None:
+            self._z = ZVectors({name: z.detach().cpu() for name, z in unflatten(self.flat, self.ranks).items()})
+        return self._z
+
+    def restore(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on after `step` with the z, exp_avg and exp_avg_sq (parameters,) of a checkpoint."""
+        with torch.no_grad():
+            self.flat.copy_(tensors["z"])
+        self._z, self.steps_done = None, step
+        if step:
+            moments = {name: tensors[name].to(self.flat.device) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[self.flat] = {"step": torch.tensor(float(step)), **moments}
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of update `step` (from 0): linear warm-up, then a cosine down to the final share."""
@@ -87,6 +101,8 @@ class Trainer:
             with torch.no_grad():
                 self.flat.sub_((self.flat - 1) * (rate * self.config.weight_decay))
         self.steps_done += 1
+        self._z = None
+        self.adapted.release()  # W' of the z before
         return StepResult(
             reward=float(rollouts.rewards.mean()),
             kl=kl_sum / max(1, informative),
@@ -108,7 +124,7 @@ class Trainer:
         packed = pack([rollouts.prompts[row] for row in part], groups, device)
         with torch.no_grad(), self.adapted.reference():
             reference_logp = rollout_logp(model, packed)
-        with torch.enable_grad(), self.adapted.with_tensors(unflatten(self.flat, self.ranks)):
+        with torch.enable_grad(), self._policy():
             logp = rollout_logp(model, packed)
             loss = policy_gradient_loss(
                 logp.flatten(0, 1),
@@ -120,3 +136,9 @@ class Trainer:
             )
             loss.total.backward()  # type: ignore[no-untyped-call]
         return float(loss.kl)
+
+    def _policy(self) -> AbstractContextManager[None]:
+        """Answer as the current z, with gradients that reach it."""
+        vectors = unflatten(self.flat, self.ranks)
+        exact = all(layer.weight.dtype in (torch.float32, torch.float64) for layer in self.adapted.layers.values())
+        return self.adapted.trained(self.z(), vectors) if exact else self.adapted.with_tensors(vectors)

@@ -178,7 +178,7 @@ def test_no_step_touches_the_base(counting: AdaptedModel) -> None:
     assert all(layer.z is None and layer.folded is None for layer in counting.layers.values())
 
 
-def test_folded_weights_are_freed_before_the_gradient(counting: AdaptedModel) -> None:
+def test_one_set_of_folded_weights_serves_a_step_and_none_outlives_it(counting: AdaptedModel) -> None:
     counting.prepare()
     shape = counting.layers["model.layers.0.mlp.up_proj.weight"].weight.shape
 
@@ -192,7 +192,16 @@ def test_folded_weights_are_freed_before_the_gradient(counting: AdaptedModel) ->
         assert live() > before  # this way of counting sees folded weights
     counting.release()
     assert live() == before
-    rollouts_of(counting, trainer.z())
+    rollouts = rollouts_of(counting, trainer.z())
+    held = {name: layer.folded for name, layer in counting.layers.items()}
+    assert set(held.values()) == {None}
+    with counting.use_z(trainer.z()):
+        sampled_with = {name: layer.folded for name, layer in counting.layers.items()}
+    with trainer._policy():
+        assert {name: layer.folded for name, layer in counting.layers.items()} == sampled_with
+    del sampled_with
+    assert live() > before
+    trainer.step(rollouts)
     assert live() == before
 
 
