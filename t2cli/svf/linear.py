@@ -8,17 +8,20 @@ Notation: x (B, T, n) input, W (m, n) weight, Q (r, r) basis, z (r,) one vector 
     factored   y = W (x + Q ((z - 1) * (Q^T x)))         Q on the input side
                y = v + Q ((z - 1) * (Q^T v)), v = W x    Q on the output side
     per row    factored with z (B, r): every row of the batch has its own expert
+    spectral   y = (W Q) (z * (Q^T x)) or Q (z * ((Q^T W) x)): per row for one product less, where W Q is kept
+    thin       factored with only the columns of Q at which any z differs from 1
     trained    folded, and the backward pass gives the gradient of z too (svf/gradient.py)
 
 Deviations from the reference code:
 1. W stays the model's own parameter and is never written, so the base is what it was, bit for bit, whatever
    happens while an expert is in use; W' lives in a buffer of its own.
-2. No gradient ever needs W itself: it reaches z in closed form.
+2. The gradient reaches z in closed form or through the factored form, never through an assignment to W.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -31,21 +34,41 @@ from t2cli.svf.gradient import folded_product
 Product = Callable[[torch.Tensor], torch.Tensor]  # x (..., n) -> W x + b (..., m), as the base computes it
 
 
+class Use(NamedTuple):
+    """What decides how a weight answers; the base itself where all are None."""
+
+    z: torch.Tensor | None = None
+    folded: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+
+
 class AdaptedWeight:
     """One weight (m, n) that may be in use as an expert; the base itself until `z` or `folded` is set.
 
     `z` alone is factored or per row, `folded` alone is W', and both together are W' with the gradient of z.
+    `spectral` and `columns` only say how the factored product is computed.
     """
 
     def __init__(self) -> None:
         self.basis: Basis | None = None
         self.z: torch.Tensor | None = None  # (r,) or (B, r)
         self.folded: torch.Tensor | None = None  # (m, n)
+        self.spectral: torch.Tensor | None = None  # W Q (m, r) or Q^T W (r, n), used where z is per row
+        self.columns: torch.Tensor | None = None  # (k,) the components at which z may differ from 1; None: all
 
     @property
     def weight(self) -> torch.Tensor:
         """Return the pristine base weight (m, n)."""
         raise NotImplementedError
+
+    @property
+    def use(self) -> Use:
+        """Return as what the weight is in use, to be put back later."""
+        return Use(self.z, self.folded, self.columns)
+
+    @use.setter
+    def use(self, use: Use) -> None:
+        self.z, self.folded, self.columns = use
 
     def require_basis(self) -> Basis:
         """Return the basis, or raise RuntimeError when none was attached."""
@@ -66,22 +89,48 @@ class AdaptedWeight:
         of the N vectors in x (N, n).
         """
         assert self.z is not None
-        basis, shift = self.require_basis(), self.z - 1
-        if rows is not None and shift.ndim == 2:
-            shift = shift[rows]  # (N, r)
+        basis, z = self.require_basis(), self.z
+        if rows is not None and z.ndim == 2:
+            z = z[rows]  # (N, r)
+        if self.spectral is not None and self.columns is None and z.ndim == 2:
+            return _spectral(x, basis, z, self.spectral, bias)
+        Q, shift = basis.Q, z - 1
+        if self.columns is not None:
+            Q, shift = Q[:, self.columns], shift[..., self.columns]
         if basis.side == "input":
-            return product(x + rescaled(x, basis.Q, shift))
+            return product(x + rescaled(x, Q, shift))
         y = product(x)
-        return y + rescaled(y if bias is None else y - bias, basis.Q, shift)
+        return y + rescaled(y if bias is None else y - bias, Q, shift)
+
+    def spectral_form(self) -> torch.Tensor:
+        """Return W Q (m, r) on the input side, Q^T W (r, n) on the output side, in W's precision."""
+        basis, W = self.require_basis(), self.weight.detach()
+        Q = basis.Q.to(W.dtype)
+        return W @ Q if basis.side == "input" else Q.T @ W
 
 
 def rescaled(v: torch.Tensor, Q: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Return Q (shift * (Q^T v)) for v (..., r) and shift (r,), or (B, r) with the rows of v one after the other."""
-    Q, shift = Q.to(v.dtype), shift.to(v.dtype)
-    if shift.ndim == 1:
-        return ((v @ Q) * shift) @ Q.T
-    components = (v @ Q).reshape(shift.shape[0], -1, shift.shape[1])  # (B, T, r), also for models that flatten rows
-    return (components * shift.unsqueeze(1)).reshape(v.shape) @ Q.T
+    """Return Q (shift * (Q^T v)) of v (..., r); shift (k,) or (B, k), Q (r, k)."""
+    Q = Q.to(v.dtype)
+    return _times(v @ Q, shift) @ Q.T
+
+
+def _times(components: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Return components (..., k) times z (k,), or (B, k) where the rows of the batch follow one another."""
+    z = z.to(components.dtype)
+    if z.ndim == 1:
+        return components * z
+    rows = components.reshape(z.shape[0], -1, z.shape[1])  # (B, T, k), also for models that flatten rows and tokens
+    return (rows * z.unsqueeze(1)).reshape(components.shape)
+
+
+def _spectral(
+    x: torch.Tensor, basis: Basis, z: torch.Tensor, form: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    Q = basis.Q.to(x.dtype)
+    if basis.side == "input":
+        return functional.linear(_times(x @ Q, z), form, bias)
+    return functional.linear(_times(functional.linear(x, form), z), Q, bias)
 
 
 class SVFLinear(nn.Module, AdaptedWeight):

@@ -53,9 +53,12 @@ def identity(ranks: Mapping[str, int]) -> ZVectors:
 
 
 def unflatten(flat: torch.Tensor, ranks: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Return views of `flat` (parameters,), one per matrix in the order of the names; gradients flow through them."""
+    """Return views of `flat` (..., parameters), one (..., r) per matrix in the order of the names.
+
+    Gradients flow through them.
+    """
     names = sorted(ranks)
-    return dict(zip(names, torch.split(flat, [ranks[name] for name in names]), strict=True))
+    return dict(zip(names, torch.split(flat, [ranks[name] for name in names], dim=-1), strict=True))
 
 
 def mix(members: Sequence[tuple[float, ZVectors]]) -> ZVectors:
