@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
+from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
 
@@ -158,14 +159,28 @@ def _read(adapted: AdaptedModel, prompts: Sequence[Sequence[int]]) -> tuple[torc
 
 
 def choose(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Return one token id per row (B,) of logits (B, V): the best at temperature 0, else a draw."""
+    """Return one token id per row (B,) of logits (B, V): the best at temperature 0, else a draw.
+
+    Raises T2Error where the model's numbers have overflowed: no token means anything then.
+    """
     if temperature <= 0:
-        return logits.argmax(dim=-1)
+        best, chosen = logits.max(dim=-1)
+        _check_finite(best)
+        return chosen
     # the inverse of the distribution function: one random number per row, where torch.multinomial draws one per token
     cumulative = torch.softmax(logits.float().cpu() / temperature, dim=-1).double().cumsum(dim=-1)
+    _check_finite(cumulative[:, -1])
     drawn = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, drawn, right=True).squeeze(1)
     return chosen.clamp_max(logits.shape[-1] - 1).to(logits.device)
+
+
+def _check_finite(values: torch.Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise T2Error(
+            "the model's predictions are not finite numbers",
+            hint="the expert, or the weights of the mix, change the base too much: use smaller weights",
+        )
 
 
 def greedy_in_batches(

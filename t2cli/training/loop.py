@@ -6,6 +6,7 @@ share no question with either.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Sequence
@@ -74,7 +75,10 @@ class TrainingRun:
 
         Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
         """
-        state = self._restore() or self._start()
+        state = self._restore()
+        if state is not None and (trained := self._published(state, registry)):
+            return trained
+        state = state or self._start()
         self.listener.stage("train", self.config.steps - state.step)
         while state.step < self.config.steps:
             self._one_step(state)
@@ -168,6 +172,22 @@ class TrainingRun:
         entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
         self.folder.finish(entry.reference)
         return Trained(entry, state.step, state.seconds, evaluation)
+
+    def _published(self, state: RunState, registry: LocalRegistry) -> Trained | None:
+        """Return what this run published before it was killed; it must not be published twice."""
+        if state.step < self.config.steps or state.best_step == 0:
+            return None
+        blob = z_to_bytes(ZVectors(unflatten(state.tensors["best"].cpu(), self.trainer.ranks)))
+        sha256 = hashlib.sha256(blob).hexdigest()
+        for entry in registry.list(base_digest=self.spec.weights):
+            manifest = entry.manifest
+            same = manifest.name == self.spec.expert and manifest.z.sha256 == sha256
+            by_this_run = manifest.training is not None and manifest.training.seconds == round(state.seconds, 1)
+            if same and by_this_run and manifest.evaluation:
+                self.listener.note(f"{entry.reference} was published before the interruption")
+                self.folder.finish(entry.reference)
+                return Trained(entry, state.step, state.seconds, manifest.evaluation[0])
+        return None
 
     def _manifest(self, state: RunState, evaluation: EvaluationRecord) -> ExpertManifest:
         config, task = self.config, self.task

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from t2cli.config import SamplingConfig
+from t2cli.errors import T2Error
 from t2cli.models import generate as module
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, choose, common_prefix, generate, greedy_in_batches, left_padded
@@ -223,6 +224,16 @@ def test_each_row_is_drawn_from_its_own_logits() -> None:
     certain[[0, 1, 2], [4, 0, 2]] = 0
     assert choose(certain, 1.0, torch.Generator().manual_seed(0)).tolist() == [4, 0, 2]
     assert choose(certain, 0.0, None).tolist() == [4, 0, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_numbers_that_overflowed_are_no_predictions(wrong: float, temperature: float) -> None:
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = wrong
+    with pytest.raises(T2Error, match="finite") as caught:
+        choose(logits, temperature, torch.Generator().manual_seed(0))
+    assert caught.value.hint
 
 
 def test_padding_is_on_the_left() -> None:

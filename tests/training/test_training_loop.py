@@ -136,6 +136,22 @@ def test_a_run_interrupted_while_it_is_evaluated_ends_the_same(
     assert_same(*resumed(first, open_counting, registry), *whole)
 
 
+class KilledAtTheEnd(RunFolder):
+    """A run folder whose process is killed after the expert is published, and before the run knows."""
+
+    def finish(self, reference: str) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_killed_after_publishing_does_not_publish_again(open_counting: Open, registry: LocalRegistry) -> None:
+    adapted = open_counting()
+    folder = KilledAtTheEnd(new_run(adapted.base.identity.folder_name, spec_of(adapted)).path)
+    trained, run = resumed(start(adapted, folder=folder), open_counting, registry)
+    assert [entry.reference for entry in registry.list()] == [trained.entry.reference]
+    assert run.folder.finished
+    assert trained.evaluation == trained.entry.manifest.evaluation[0]
+
+
 def test_an_interrupt_leaves_the_base_as_it_was(open_counting: Open, registry: LocalRegistry) -> None:
     adapted = open_counting()
     before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
