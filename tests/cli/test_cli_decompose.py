@@ -89,6 +89,14 @@ def test_quiet_says_nothing(run: Callable, folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+def test_the_memory_of_the_process_that_started_it_is_not_counted(
+    t2: Callable[..., subprocess.CompletedProcess[str]], folder: Path
+) -> None:
+    large = bytearray(1_000_000_000)
+    large[::4096] = b"1" * len(range(0, len(large), 4096))  # resident, and so the peak of any process forked from here
+    assert json.loads(t2("decompose", folder, "--json").stdout)["peak_memory_bytes"] < len(large)
+
+
 def test_both_precisions_are_kept_side_by_side(run: Callable, folder: Path) -> None:
     records = [
         json.loads(run("decompose", folder, "--json", "--basis-dtype", dtype).stdout)
