@@ -32,7 +32,7 @@ from t2cli.models.basis_cache import (
 from t2cli.models.catalog import BaseFiles, locate
 from t2cli.models.identity import BaseIdentity, identify
 from t2cli.models.targets import Target, checkpoint_targets
-from t2cli.svf.basis import basis_of
+from t2cli.svf.basis import basis_of, fold
 
 ALL = DecomposeConfig()
 
@@ -301,3 +301,17 @@ def test_an_error_in_a_worker_is_the_error(copied: Callable[..., Path]) -> None:
     with pytest.raises(CorruptArtifactError, match=r"layers\.1\.mlp\.up_proj\.weight"):
         decompose(files, identity, DecomposeConfig(workers=4), quiet=True)
     assert not list(basis_folder(identity).glob(".*"))
+
+
+@pytest.mark.gpu
+def test_an_accelerator_computes_the_same(base_folder: Callable[[str], Path]) -> None:
+    device = "cuda" if torch.cuda.is_available() else "mps"
+    files, identity, targets = located(base_folder("llama"))
+    shutil.rmtree(run(base_folder("llama")).folder)
+    assert decompose(files, identity, DecomposeConfig(device=device), quiet=True).computed == len(targets)
+    weights = load_file(files.folder / "model.safetensors")
+    bases = load_bases(identity, targets)
+    for target in targets:
+        W, z = weights[target.weight], torch.linspace(0.5, 1.5, target.rank)
+        assert torch.allclose(bases[target.weight].S, basis_of(W).S, atol=1e-9)
+        assert torch.allclose(fold(W, bases[target.weight], z), fold(W, basis_of(W), z), atol=1e-5)
