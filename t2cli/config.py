@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 SELECTIONS = ("all", "mlp", "attention")
+BASIS_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class DecomposeConfig:
-    """Which weights get a basis, and on which device it is computed."""
+    """Which weights get a basis, on which device it is computed and how it is kept."""
 
     selection: str = "all"  # one of SELECTIONS
     device: str = "cpu"
+    dtype: str | None = None  # of Q, one of BASIS_DTYPES; None: that of which the most is there, float32 at first
+    workers: int = 1  # small matrices that may be computed at the same time
 
 
 @dataclass(frozen=True)

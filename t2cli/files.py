@@ -130,3 +130,29 @@ def locked(path: Path, *, waiting: str = "") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` if nobody else does, and remove it afterwards; yields whether it is held.
+
+    The kernel takes the lock from a process that dies. Somebody who opened the file just before it was removed may
+    hold a lock that nobody sees: look again, once held, whether the work is still to be done; twice must be harmless.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise disk_error(path, error) from error
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):  # where an open file cannot be removed it stays; it is empty
+            path.unlink(missing_ok=True)
+        lock.release()

@@ -9,6 +9,15 @@ import typer
 from t2cli.cli.options import DEFAULT_BASE, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output
 
+BasisDtype = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(
+        "--basis-dtype",
+        help="How the matrices are kept: bfloat16 takes half the disk and memory, and what an expert changes is then "
+        "off by about 0.24 % (float32: 0.00005 %).",
+    ),
+]
+
 
 def decompose(
     base: Annotated[
@@ -18,6 +27,7 @@ def decompose(
     targets: Annotated[
         Literal["all", "mlp", "attention"], typer.Option("--targets", help="Which linear layers.")
     ] = "all",
+    basis_dtype: BasisDtype = "float32",
     registry: RegistryPath = None,
     device: Device = "auto",
     json: Json = False,
@@ -25,7 +35,8 @@ def decompose(
 ) -> None:
     """Decompose a base model's weights; done once, and by other commands when they need it.
 
-    Writes one orthogonal matrix per linear layer to the cache. What is there already is used.
+    Writes one orthogonal matrix per linear layer to the cache. What is there already is used, so it may be stopped
+    and run again, and several at once share the work. Where both precisions are there, float32 is used.
     """
     from t2cli.cli.memory import peak_memory_bytes
     from t2cli.config import DecomposeConfig
@@ -38,7 +49,7 @@ def decompose(
     where = str(resolve_device(device))
     files = locate(base_option or base, quiet=quiet)
     identity = identify(files, quiet=quiet)
-    done = make_bases(files, identity, DecomposeConfig(targets, where), quiet=quiet)
+    done = make_bases(files, identity, DecomposeConfig(targets, where, basis_dtype), quiet=quiet, asked=True)
     out.emit(
         "decompose",
         {
@@ -46,6 +57,7 @@ def decompose(
             "fingerprint": identity.weights,
             "targets": done.targets,
             "parameters": done.parameters,
+            "basis_dtype": done.dtype,
             "seconds": round(done.seconds, 3),
             "peak_memory_bytes": peak_memory_bytes(),
             "cached": done.computed == 0,

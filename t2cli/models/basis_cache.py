@@ -1,21 +1,29 @@
 """Bases on disk: one file per matrix, streamed from the checkpoint, atomic, resumable, shared by processes.
 
-    <cache>/bases/<base>-<digest>/<weight>.safetensors    Q (r, r) float32, S (r,) float64
+    <cache>/bases/<base>-<digest>/<weight>.safetensors              float32
+    <cache>/bases/<base>-<digest>/bfloat16/<weight>.safetensors     half the size, if that was asked for
 
-A killed decomposition loses at most the matrix at hand: what is there is whole, and is used.
+A killed decomposition loses at most the matrix at hand: what is there is whole, and is used; what is damaged or of
+another version is made again. Processes claim one matrix each, so that several share the work. Where both precisions
+are there, float32 is used.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2cli.config import DecomposeConfig
+from t2cli.config import BASIS_DTYPES, DecomposeConfig
 from t2cli.errors import CorruptArtifactError, T2Error
-from t2cli.files import disk_error, locked, writing
+from t2cli.files import claimed
+from t2cli.models.basis_files import SUFFIX, BasisFiles
+from t2cli.models.basis_plan import announcement, bytes_for, require_room, seconds_for, work
 from t2cli.models.catalog import BaseFiles
 from t2cli.models.identity import BaseIdentity
 from t2cli.paths import cache_dir
@@ -23,124 +31,203 @@ from t2cli.paths import cache_dir
 if TYPE_CHECKING:
     import torch
 
+    from t2cli.models.checkpoint import Checkpoint
     from t2cli.models.targets import Target
     from t2cli.svf.basis import Basis
 
-FORMAT = "t2.basis/1"
+SMALL_RANK = 1024  # larger matrices are computed alone: torch's own threads are enough for them
+SMALL_TOGETHER = 100_000_000  # bytes that small matrices may take together where the largest weight takes less
+PATIENCE = 0.1  # seconds between looks at what other processes are making
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """What `decompose` did: `computed` of the `targets` were missing, the others were there."""
+    """What `decompose` did: `computed` of the `targets` were missing, the others were there or made by others."""
 
     folder: Path
+    dtype: str
     targets: int
     parameters: int
     computed: int
     seconds: float
 
 
-def basis_folder(identity: BaseIdentity) -> Path:
+def basis_folder(identity: BaseIdentity, dtype: str = "float32") -> Path:
     """Return where the bases of this base model are."""
-    return cache_dir() / "bases" / identity.folder_name
+    folder = cache_dir() / "bases" / identity.folder_name
+    return folder if dtype == "float32" else folder / dtype
+
+
+def basis_files(identity: BaseIdentity, dtype: str) -> BasisFiles:
+    """Return the files of this base model's bases in one precision."""
+    return BasisFiles(basis_folder(identity, dtype), identity.weights, dtype)
+
+
+def basis_files_in_use(identity: BaseIdentity, targets: Sequence[Target]) -> BasisFiles:
+    """Return the files of the precision that lacks the fewest of the targets; float32 if in doubt."""
+    fewest, chosen = len(targets) + 1, None
+    for dtype in BASIS_DTYPES:
+        files = basis_files(identity, dtype)
+        if (missing := len(files.missing(targets))) < fewest:
+            fewest, chosen = missing, files
+        if not missing:
+            break
+    assert chosen is not None
+    return chosen
 
 
 def decompose(
-    files: BaseFiles, identity: BaseIdentity, config: DecomposeConfig, *, quiet: bool = False
+    files: BaseFiles, identity: BaseIdentity, config: DecomposeConfig, *, quiet: bool = False, asked: bool = False
 ) -> Decomposition:
-    """Make the bases that are missing for `config.selection`, reading one weight at a time."""
+    """Make the bases that are missing or damaged for `config.selection`, reading one weight at a time.
+
+    What it will take is said on stderr before it starts, unless `quiet`; under a second only if it was `asked` for.
+    Raises T2Error before anything is computed if the disk has no room.
+    """
     from t2cli.models.targets import checkpoint_targets
 
     targets = checkpoint_targets(files.folder, config.selection)
-    folder = basis_folder(identity)
+    cache = basis_files(identity, config.dtype) if config.dtype else basis_files_in_use(identity, targets)
     started = time.monotonic()
-    missing = [target for target in targets if not _path(folder, target.weight).is_file()]
     computed = 0
-    if missing:
-        waiting = f"another process is decomposing {identity.name}; waiting for it"
-        with locked(folder.parent / f"{folder.name}.lock", waiting="" if quiet else waiting):
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed: who writes holds the lock
-                leftover.unlink(missing_ok=True)
-            missing = [target for target in targets if not _path(folder, target.weight).is_file()]
-            computed = _decompose_missing(files, folder, missing, config, quiet)
+    if missing := cache.missing(targets):
+        require_room(cache.folder, bytes_for(cache, missing))
+        if not quiet and ((seconds := seconds_for(missing, config.device)) >= 1 or asked):
+            print(f"decomposing {identity.name}: {announcement(cache, missing, seconds)}", file=sys.stderr)
+        _clear_leftovers(cache)
+        computed = _make_all(files, cache, missing, config, quiet)
+        _clear_leftovers(cache)
     parameters = sum(target.rank for target in targets)
-    return Decomposition(folder, len(targets), parameters, computed, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Decomposition(cache.folder, cache.dtype, len(targets), parameters, computed, seconds)
 
 
-def _decompose_missing(
-    files: BaseFiles, folder: Path, missing: list[Target], config: DecomposeConfig, quiet: bool
+def _clear_leftovers(cache: BasisFiles) -> None:
+    """Remove what killed processes were writing; what a living one writes is claimed by it."""
+    for leftover in cache.folder.glob(".*"):
+        if leftover.suffix not in (".tmp", ".lock"):
+            continue
+        weight = leftover.name[1:].partition(f"{SUFFIX}.")[0].removesuffix(".lock")
+        with claimed(cache.claim(weight)) as held:
+            if held:
+                leftover.unlink(missing_ok=True)
+
+
+def _make_all(
+    files: BaseFiles, cache: BasisFiles, missing: Sequence[Target], config: DecomposeConfig, quiet: bool
 ) -> int:
+    """Make what is missing, together with any other process that does the same; returns how many were made here."""
     from tqdm import tqdm
 
     from t2cli.models.checkpoint import Checkpoint
+
+    make = partial(_make, Checkpoint(files.folder), cache, config.device)
+    computed = 0
+    pending = list(missing)
+    with tqdm(
+        total=sum(map(work, missing)),  # not matrices: the time left holds for matrices of different sizes
+        desc="decompose",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
+        dynamic_ncols=True,
+        leave=False,
+        disable=quiet or not sys.stderr.isatty(),
+    ) as bar:
+        while pending:
+            elsewhere = []
+            for target, made in computed_in_order(pending, make, config.workers):
+                if made is None:
+                    elsewhere.append(target)
+                    continue
+                computed += made
+                bar.update(work(target))
+            if len(elsewhere) == len(pending):  # all that is left is being made by others, and is ours if they die
+                time.sleep(PATIENCE)
+            pending = elsewhere
+    return computed
+
+
+def _make(checkpoint: Checkpoint, cache: BasisFiles, device: str, target: Target) -> bool | None:
+    """Make one basis; tell whether it was made here, or None where another process is making it."""
+    import torch
+
     from t2cli.svf.basis import basis_of
 
-    checkpoint = Checkpoint(files.folder)
-    show = not quiet and sys.stderr.isatty()
-    for target in tqdm(missing, desc="decompose", unit="matrix", disable=not show):
+    if not cache.problem(target):
+        return False
+    with claimed(cache.claim(target.weight)) as held:
+        if not held:
+            return None
+        if not cache.problem(target):  # made just before it was claimed
+            return False
         try:
-            basis = basis_of(checkpoint.tensor(target.weight), config.device)
+            basis = basis_of(_weight(checkpoint, target), device)  # nothing here keeps its file mapped
         except ValueError as error:
             raise CorruptArtifactError(
                 f"{target.weight} cannot be decomposed: {error}",
                 hint="fetch the model again, or leave it out",
             ) from error
-        _save(_path(folder, target.weight), basis)
-    return len(missing)
+        except torch.OutOfMemoryError as error:
+            raise T2Error(
+                f"{target.weight} of shape {target.shape} does not fit in the memory of {device}",
+                hint="free some of it, or use --device cpu",
+            ) from error
+        cache.save(target, basis)
+    return True
 
 
-def _path(folder: Path, weight: str) -> Path:
-    return folder / f"{weight}.safetensors"
+def _weight(checkpoint: Checkpoint, target: Target) -> torch.Tensor:
+    """Return the weight (m, n), mapped from its file, which is closed again with this tensor."""
+    W = checkpoint.tensor(target.weight)
+    if tuple(W.shape) != target.shape:
+        raise CorruptArtifactError(
+            f"{target.weight} has the shape {tuple(W.shape)}, but config.json makes it {target.shape}",
+            hint="fetch the model again",
+        )
+    return W
 
 
-def _save(path: Path, basis: Basis) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def computed_in_order(
+    targets: Sequence[Target], make: Callable[[Target], bool | None], workers: int
+) -> Iterator[tuple[Target, bool | None]]:
+    """Yield each target with `make(target)`, begun in order; up to `workers` small ones run at the same time.
 
-    with writing(path) as temporary:
-        try:
-            save_file({"Q": basis.Q.cpu(), "S": basis.S.cpu()}, temporary, {"format": FORMAT, "side": basis.side})
-        except SafetensorError as error:  # how safetensors reports a failed write
-            if "os error 28" in str(error).lower() or "no space" in str(error).lower():
-                raise disk_error(path, OSError(28, "No space left on device")) from error
-            raise T2Error(f"{path} could not be written: {error}", hint="check the folder of T2_HOME") from error
+    What is in memory at once takes no more than the largest weight alone, or than SMALL_TOGETHER where that is more.
+    """
+    if workers <= 1:
+        yield from ((target, make(target)) for target in targets)
+        return
+    costs = {target: 32 * target.shape[0] * target.shape[1] for target in targets}  # four float64 copies
+    limit = max(SMALL_TOGETHER, *costs.values())
+    costs |= {target: limit for target in targets if target.rank > SMALL_RANK}  # alone
+    running: dict[Future[bool | None], Target] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        for target in targets:
+            while running and (
+                len(running) == workers or costs[target] + sum(costs[other] for other in running.values()) > limit
+            ):
+                yield from _finished(running)
+            running[pool.submit(make, target)] = target
+        while running:
+            yield from _finished(running)
 
 
-def load_basis(identity: BaseIdentity, target: Target) -> Basis:
+def _finished(running: dict[Future[bool | None], Target]) -> Iterator[tuple[Target, bool | None]]:
+    """Wait until some of `running` are finished; take them out and yield them."""
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        yield running.pop(future), future.result()
+
+
+def load_basis(identity: BaseIdentity, target: Target, dtype: str = "float32") -> Basis:
     """Return the basis of one target, mapped from disk. Raises CorruptArtifactError if it is damaged."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    from t2cli.svf.basis import Basis, side_of
-
-    path = _path(basis_folder(identity), target.weight)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            Q, S = file.get_tensor("Q"), file.get_tensor("S")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, str(error)) from error
-    side = side_of(*target.shape)
-    if metadata.get("format") != FORMAT or metadata.get("side") != side:
-        raise _damaged(path, "it was written by another version of t2")
-    if Q.shape != (target.rank, target.rank) or S.shape != (target.rank,):
-        raise _damaged(path, f"its shape {tuple(Q.shape)} is not that of {target.weight}")
-    if (Q.dtype, S.dtype) != (torch.float32, torch.float64):
-        raise _damaged(path, f"it holds {Q.dtype} and {S.dtype}")
-    return Basis(Q, S, side)
+    return basis_files(identity, dtype).load(target)
 
 
-def _damaged(path: Path, why: str) -> CorruptArtifactError:
-    return CorruptArtifactError(
-        f"the basis {path} cannot be used: {why}", hint=f"delete {path} and run `t2 decompose` again"
-    )
+def load_bases(identity: BaseIdentity, targets: Sequence[Target]) -> dict[str, Basis]:
+    """Return the bases of all `targets` by weight name. Raises CorruptArtifactError if one is missing or damaged."""
+    files = basis_files_in_use(identity, targets)
+    return {target.weight: files.load(target) for target in targets}
 
 
-def load_bases(identity: BaseIdentity, targets: list[Target]) -> dict[str, Basis]:
-    """Return the bases of all `targets` by weight name."""
-    return {target.weight: load_basis(identity, target) for target in targets}
-
-
-def singular_values(identity: BaseIdentity, targets: list[Target]) -> dict[str, torch.Tensor]:
+def singular_values(identity: BaseIdentity, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
     """Return S (r,) of all `targets` by weight name."""
     return {weight: basis.S for weight, basis in load_bases(identity, targets).items()}

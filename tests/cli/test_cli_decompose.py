@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +17,19 @@ from t2cli.models.base import BaseModel
 from t2cli.models.targets import find_targets
 
 Run = Callable[..., object]
-FIELDS = ["schema", "base", "fingerprint", "targets", "parameters", "seconds", "peak_memory_bytes", "cached", "path"]
+FIELDS = [
+    "schema",
+    "base",
+    "fingerprint",
+    "targets",
+    "parameters",
+    "basis_dtype",
+    "seconds",
+    "peak_memory_bytes",
+    "cached",
+    "path",
+]
+SAID = r"decomposing llama: 14 matrices, \d+ kB on disk, (under|about) \d+ s\n"
 
 
 @pytest.fixture
@@ -22,7 +39,8 @@ def folder(base_folder: Callable[[str], Path]) -> Path:
 
 def test_it_makes_every_basis_once(run: Callable, folder: Path, load: Callable[[str], BaseModel]) -> None:
     first = run("decompose", folder, "--json")
-    assert (first.exit_code, first.stderr) == (0, "")
+    assert first.exit_code == 0
+    assert re.fullmatch(SAID, first.stderr)
     record = json.loads(first.stdout)
     assert list(record) == FIELDS
     base = load("llama")
@@ -62,7 +80,50 @@ def test_people_get_one_line(run: Callable, folder: Path) -> None:
     assert "14 matrices" in line
     assert "14 made in" in line
     assert "all in the cache" in second.stdout
-    assert first.stderr == second.stderr == ""
+    assert re.fullmatch(SAID, first.stderr)
+    assert second.stderr == ""
+
+
+def test_quiet_says_nothing(run: Callable, folder: Path) -> None:
+    result = run("decompose", folder, "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_the_memory_of_the_process_that_started_it_is_not_counted(
+    t2: Callable[..., subprocess.CompletedProcess[str]], folder: Path
+) -> None:
+    large = bytearray(1_000_000_000)
+    large[::4096] = b"1" * len(range(0, len(large), 4096))  # resident, and so the peak of any process forked from here
+    assert json.loads(t2("decompose", folder, "--json").stdout)["peak_memory_bytes"] < len(large)
+
+
+def test_both_precisions_are_kept_side_by_side(run: Callable, folder: Path) -> None:
+    records = [
+        json.loads(run("decompose", folder, "--json", "--basis-dtype", dtype).stdout)
+        for dtype in ("bfloat16", "float32", "bfloat16")
+    ]
+    assert [record["basis_dtype"] for record in records] == ["bfloat16", "float32", "bfloat16"]
+    assert [record["cached"] for record in records] == [False, False, True]
+    sizes = [sum(file.stat().st_size for file in Path(record["path"]).glob("*.safetensors")) for record in records]
+    assert sizes[0] == sizes[2] < 0.62 * sizes[1]
+
+
+def test_a_terminal_sees_how_far_it_is_and_what_is_left(folder: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    pytest.importorskip("termios").tcsetwinsize(theirs, (24, 80))
+    command = [sys.executable, "-m", "t2cli", "decompose", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal whose other end is closed says so
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        os.close(ours)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "14 matrices" in text
+    assert re.search(r"decompose: +\d+%\|.*\| \d\d:\d\d, \S+ left", text), text
 
 
 def test_what_cannot_be_decomposed_is_said(
@@ -71,6 +132,12 @@ def test_what_cannot_be_decomposed_is_said(
     refused(run("decompose", "smollm2-135n"), 3, "no base model named 'smollm2-135n'", "did you mean smollm2-135m")
     refused(run("decompose", tmp_path), 3, "no config.json")
     refused(run("decompose", "--targets", "some"), 2, "'some'", "'mlp'")
+    refused(run("decompose", "--basis-dtype", "float16"), 2, "'float16'", "'bfloat16'")
+    sharded = copied("llama", "sharded")
+    (sharded / "model.safetensors").rename(sharded / "model-00001-of-00002.safetensors")
+    names = {"model.layers.0.mlp.up_proj.weight": "model-00002-of-00002.safetensors"}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    refused(run("decompose", sharded), 5, "lacks model-00002-of-00002.safetensors")
     broken = copied("llama")
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])

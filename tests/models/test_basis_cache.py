@@ -1,43 +1,40 @@
-"""Bases on disk: made once, whole or absent, shared by processes, and never used when they are damaged."""
+"""Bases on disk: made once, and never used but made again when they are damaged or of another version."""
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import signal
-import subprocess
-import sys
+import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from t2cli.config import DecomposeConfig
 from t2cli.errors import CorruptArtifactError, UsageError
+from t2cli.files import claimed
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import load_base
-from t2cli.models.basis_cache import Decomposition, basis_folder, decompose, load_bases, load_basis, singular_values
+from t2cli.models.basis_cache import (
+    Decomposition,
+    basis_folder,
+    computed_in_order,
+    decompose,
+    load_bases,
+    load_basis,
+    singular_values,
+)
 from t2cli.models.catalog import BaseFiles, locate
 from t2cli.models.identity import BaseIdentity, identify
 from t2cli.models.targets import Target, checkpoint_targets
-from t2cli.svf.basis import basis_of
+from t2cli.svf.basis import basis_of, fold
 
 ALL = DecomposeConfig()
-SCRIPT = """
-import sys
-from t2cli.config import DecomposeConfig
-from t2cli.models.basis_cache import decompose
-from t2cli.models.catalog import locate
-from t2cli.models.identity import identify
-files = locate(sys.argv[1])
-identity = identify(files, quiet=True)
-print("ready", flush=True)
-sys.stdin.readline()
-print(decompose(files, identity, DecomposeConfig()).computed, flush=True)
-"""
 
 
 def located(folder: Path) -> tuple[BaseFiles, BaseIdentity, list[Target]]:
@@ -50,44 +47,8 @@ def run(folder: Path, selection: str = "all") -> Decomposition:
     return decompose(files, identity, DecomposeConfig(selection=selection), quiet=True)
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
-    """Return a process that loads everything, says so, and decomposes when it is sent a line."""
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-
-
-def go(*processes: subprocess.Popen[str]) -> None:
-    """Let processes decompose at once, when all of them have loaded everything."""
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-
-
 def bases_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*.safetensors"))
-
-
-@pytest.fixture(scope="module")
-def many_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a base whose decomposition takes long enough to be interrupted."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16, hidden_size=64, intermediate_size=96, num_hidden_layers=16, num_attention_heads=4
-    )
-    folder = tmp_path_factory.mktemp("many") / "layers"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def test_second_time_computes_nothing(base_folder: Callable[[str], Path]) -> None:
@@ -157,45 +118,6 @@ def test_changed_weights_get_bases_of_their_own(copied: Callable[..., Path]) -> 
     assert after.computed == 14
 
 
-def test_bases_whose_names_have_dots_do_not_share_a_lock(copied: Callable[..., Path]) -> None:
-    for name in ("tiny-0.5b", "tiny-0.6b"):
-        run(copied(name=name))
-    folder = basis_folder(located(copied(name="tiny-0.7b"))[1]).parent
-    locks = sorted(path.name for path in folder.glob("*.lock"))
-    assert [name.rsplit("-", 1)[0] for name in locks] == ["tiny-0.5b", "tiny-0.6b"]
-
-
-def test_killed_in_the_middle_leaves_whole_files_that_are_used(many_layers: Path) -> None:
-    files, identity, targets = located(many_layers)
-    folder = basis_folder(identity)
-    process = started(many_layers)
-    go(process)
-    deadline = time.monotonic() + 30
-    while len(bases_in(folder)) < 4 and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    (folder / ".q_proj.weight.safetensors.0.tmp").touch()  # the kill may leave such a file, or come at another moment
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    done = bases_in(folder)
-    assert 4 <= len(done) < len(targets)
-    for target in targets:
-        if (folder / f"{target.weight}.safetensors") in done:
-            load_basis(identity, target)
-    assert decompose(files, identity, ALL, quiet=True).computed == len(targets) - len(done)
-    assert len(load_bases(identity, targets)) == len(targets)
-    assert not list(folder.glob(".*")), "what the killed process was writing is cleared away"
-
-
-def test_two_processes_at_once_make_each_basis_once(many_layers: Path) -> None:
-    _, identity, targets = located(many_layers)
-    processes = [started(many_layers) for _ in range(2)]
-    go(*processes)
-    computed = [int(process.communicate(timeout=60)[0]) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sum(computed) == len(targets)
-    assert len(load_bases(identity, targets)) == len(targets)
-
-
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     if how == "truncated":
@@ -206,12 +128,19 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(bytes(range(256)) * 8)
     elif how == "missing":
         path.unlink()
+    elif how == "another weight":
+        shutil.copy(path.with_name(path.name.replace("layers.1", "layers.0")), path)
+    elif how == "longer":
+        path.write_bytes(content + bytes(8))
     else:
-        tensors, metadata = load_file(path), {"format": "t2.basis/1", "side": "input"}
+        length = int.from_bytes(content[:8], "little")
+        tensors, metadata = load_file(path), json.loads(content[8 : 8 + length])["__metadata__"]
         if how == "other format":
-            metadata["format"] = "t2.basis/0"
+            metadata["format"] = "t2.basis/1"
         elif how == "no format":
             metadata = {}
+        elif how == "other base":
+            metadata["base"] = "0" * 64
         elif how == "other side":
             metadata["side"] = "output"
         elif how == "other shape":
@@ -223,31 +152,88 @@ def damage(path: Path, how: str) -> None:
         save_file(tensors, path, metadata)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "truncated",
-        "empty",
-        "noise",
-        "missing",
-        "other format",
-        "no format",
-        "other side",
-        "other shape",
-        "other precision",
-        "no S",
-    ],
-)
-def test_damaged_basis_is_refused_by_its_path(how: str, base_folder: Callable[[str], Path]) -> None:
-    run(base_folder("llama"))
+DAMAGES = [
+    "truncated",
+    "empty",
+    "noise",
+    "missing",
+    "longer",
+    "another weight",
+    "other format",
+    "no format",
+    "other base",
+    "other side",
+    "other shape",
+    "other precision",
+    "no S",
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_basis_is_refused_by_its_path_and_made_again(how: str, base_folder: Callable[[str], Path]) -> None:
+    folder = run(base_folder("llama")).folder
+    whole = {path: path.read_bytes() for path in bases_in(folder)}
     _, identity, targets = located(base_folder("llama"))
-    target = next(target for target in targets if "up_proj" in target.weight)  # 48 x 32: the input side
-    path = basis_folder(identity) / f"{target.weight}.safetensors"
+    path = folder / "model.layers.1.mlp.up_proj.weight.safetensors"  # 48 x 32: the input side
     damage(path, how)
     with pytest.raises(CorruptArtifactError, match=re.escape(str(path))) as caught:
         load_bases(identity, targets)
     assert caught.value.exit_code == 5
     assert "t2 decompose" in caught.value.hint
+    assert run(base_folder("llama")).computed == 1
+    assert {path: path.read_bytes() for path in bases_in(folder)} == whole
+
+
+def test_a_model_makes_damaged_bases_again(base_folder: Callable[[str], Path]) -> None:
+    folder = run(base_folder("llama")).folder
+    paths = bases_in(folder)
+    whole = {path: path.read_bytes() for path in paths}
+    damage(paths[3], "truncated")
+    damage(paths[8], "other format")
+    adapted = AdaptedModel(load_base(str(base_folder("llama")), device="cpu"))
+    adapted.prepare(quiet=True)
+    assert {path: path.read_bytes() for path in paths} == whole
+    for target in adapted.targets:
+        assert torch.equal(adapted.layers[target.weight].require_basis().S, load_basis(adapted.base.identity, target).S)
+
+
+def test_files_are_what_safetensors_reads(base_folder: Callable[[str], Path]) -> None:
+    folder = run(base_folder("llama")).folder
+    with safe_open(folder / "model.layers.1.self_attn.q_proj.weight.safetensors", framework="pt") as file:
+        Q, S = file.get_tensor("Q"), file.get_tensor("S")
+        assert file.metadata()["weight"] == "model.layers.1.self_attn.q_proj.weight"
+    assert (Q.dtype, Q.shape, S.dtype, S.shape) == (torch.float32, (32, 32), torch.float64, (32,))
+
+
+def test_leftovers_of_killed_processes_are_cleared(base_folder: Callable[[str], Path]) -> None:
+    folder = run(base_folder("llama")).folder
+    done, missing = bases_in(folder)[:2]
+    missing.unlink()
+    (folder / f".{done.name}.k3d_x.tmp").touch()
+    (folder / f".{missing.name}.8sda2.tmp").write_bytes(b"half")
+    (folder / f".{missing.stem}.lock").touch()
+    (folder / ".not-ours").touch()
+    assert run(base_folder("llama")).computed == 1
+    assert [path.name for path in folder.glob(".*")] == [".not-ours"]
+
+
+def test_what_others_write_at_the_moment_is_left_alone(base_folder: Callable[[str], Path]) -> None:
+    folder = run(base_folder("llama")).folder
+    done, missing = bases_in(folder)[:2]
+    missing.unlink()
+    (writing := folder / f".{done.name}.k3d_x.tmp").touch()
+    with claimed(folder / f".{done.stem}.lock"):
+        assert run(base_folder("llama")).computed == 1
+        assert writing.exists()
+
+
+def test_config_and_weights_of_other_shapes_are_refused_by_name(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    files, identity, _ = located(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "intermediate_size": 40}))
+    with pytest.raises(CorruptArtifactError, match=r"down_proj.*\(32, 48\).*\(32, 40\)"):
+        decompose(files, identity, ALL, quiet=True)
 
 
 def test_base_with_numbers_that_are_none_is_refused_by_name(copied: Callable[..., Path]) -> None:
@@ -267,3 +253,65 @@ def test_adapted_model_makes_the_bases_it_needs_and_only_once(base_folder: Calla
     adapted.detach()
     AdaptedModel(base).prepare(quiet=True)
     assert len(bases_in(basis_folder(base.identity))) == 14
+
+
+def test_workers_change_nothing(base_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    files, identity, _ = located(base_folder("llama"))
+    one = decompose(files, identity, ALL, quiet=True)
+    wanted = {path.name: path.read_bytes() for path in bases_in(one.folder)}
+    shutil.rmtree(one.folder)
+    assert decompose(files, identity, DecomposeConfig(workers=3), quiet=True).computed == 14
+    assert {path.name: path.read_bytes() for path in bases_in(one.folder)} == wanted
+    assert not list(one.folder.glob(".*"))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_small_matrices_run_together_and_large_ones_alone(workers: int) -> None:
+    shapes = [(512, 512)] * 8 + [(1025, 1025)] + [(512, 512)] * 3 + [(900, 1000)] * 6
+    targets = [Target(str(place), "", shape) for place, shape in enumerate(shapes)]
+    running: list[Target] = []
+    seen: list[list[Target]] = []
+    begun: list[Target] = []
+    lock = threading.Lock()
+
+    def make(target: Target) -> bool:
+        with lock:
+            running.append(target)
+            begun.append(target)
+            seen.append(list(running))
+        time.sleep(0.01)
+        with lock:
+            running.remove(target)
+        return True
+
+    results = list(computed_in_order(targets, make, workers))
+    assert sorted(results, key=lambda pair: int(pair[0].weight)) == [(target, True) for target in targets]
+    assert begun == targets
+    assert max(map(len, seen)) == workers
+    assert all(len(together) == 1 for together in seen if any(target.rank > 1024 for target in together))
+    assert max(sum(32 * t.shape[0] * t.shape[1] for t in together) for together in seen) <= 100_000_000
+
+
+def test_an_error_in_a_worker_is_the_error(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("-inf")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    files, identity, _ = located(folder)
+    with pytest.raises(CorruptArtifactError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        decompose(files, identity, DecomposeConfig(workers=4), quiet=True)
+    assert not list(basis_folder(identity).glob(".*"))
+
+
+@pytest.mark.gpu
+def test_an_accelerator_computes_the_same(base_folder: Callable[[str], Path]) -> None:
+    device = "cuda" if torch.cuda.is_available() else "mps"
+    files, identity, targets = located(base_folder("llama"))
+    shutil.rmtree(run(base_folder("llama")).folder)
+    assert decompose(files, identity, DecomposeConfig(device=device), quiet=True).computed == len(targets)
+    weights = load_file(files.folder / "model.safetensors")
+    bases = load_bases(identity, targets)
+    for target in targets:
+        W, z = weights[target.weight], torch.linspace(0.5, 1.5, target.rank)
+        assert torch.allclose(bases[target.weight].S, basis_of(W).S, atol=1e-9)
+        assert torch.allclose(fold(W, bases[target.weight], z), fold(W, basis_of(W), z), atol=1e-5)
