@@ -79,7 +79,7 @@ def _decompose_missing(
     show = not quiet and sys.stderr.isatty()
     for target in tqdm(missing, desc="decompose", unit="matrix", disable=not show):
         try:
-            basis = basis_of(checkpoint.tensor(target.weight), config.device)
+            basis = basis_of(checkpoint.weight(target), config.device)
         except ValueError as error:
             raise CorruptArtifactError(
                 f"{target.weight} cannot be decomposed: {error}",
