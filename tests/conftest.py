@@ -51,6 +51,11 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
         {"head_dim": 16, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
         | {"moe_intermediate_size": 24, "mlp_only_layers": [1]},
     ),
+    "gpt-oss": (  # 3-D expert weights that are transposed, with biases; gate and up are interleaved
+        "GptOssConfig",
+        {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 12, "num_local_experts": 4}
+        | {"num_experts_per_tok": 2, "pad_token_id": 0},
+    ),
 }
 
 

@@ -28,8 +28,8 @@ ROUTERS = ("router", "gating")
 class Target:
     """A weight that gets a z, y = W x with W of shape (m, n).
 
-    `weight` is its name, the key of z; `parameter` of `module` holds it, as (n, m) if `transposed`, or as part
-    `index` of (E, m, n).
+    `weight` is its name, the key of z; `parameter` of `module` holds it, as (n, m) if `transposed`, and as part
+    `index` of a 3-D one if that is not None.
     """
 
     weight: str
@@ -65,14 +65,15 @@ def _of_conv1d(name: str, module: nn.Module) -> list[Target]:
 
 
 def _of_experts(name: str, module: nn.Module) -> list[Target]:
-    from t2cli.svf.experts import PARAMETERS, refusal
+    from t2cli.svf.experts import PARAMETERS, refusal, slices_of
 
     if not _holds_experts(module) or refusal(module):
         return []
     found = []
     for parameter in PARAMETERS:
-        count, m, n = getattr(module, parameter).shape
-        found += [Target(f"{name}.{parameter}.{e}", name, (m, n), parameter, index=e) for e in range(count)]
+        count, m, n = slices_of(module, parameter)
+        transposed = bool(module.is_transposed)
+        found += [Target(f"{name}.{parameter}.{e}", name, (m, n), parameter, transposed, e) for e in range(count)]
     return found
 
 
@@ -84,7 +85,7 @@ def _holds_experts(module: nn.Module) -> bool:
 KINDS: tuple[Callable[[str, nn.Module], list[Target]], ...] = (
     _of_linear,  # (m, n), and subclasses that multiply in their own way; fused projections are one matrix
     _of_conv1d,  # (n, m): GPT-2
-    _of_experts,  # (E, m, n): mixtures of experts
+    _of_experts,  # (E, m, n), or (E, n, m): mixtures of experts
 )
 
 

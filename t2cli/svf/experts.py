@@ -2,10 +2,13 @@
 
 Source: Transformer-Squared (arXiv 2501.06252), section 3.1, applied to each slice of a 3-D weight; math.md 3.
 
-Notation: N tokens, K experts per token, E experts, H hidden, I intermediate; x (N, H), gate_up_proj (E, 2I, H),
-down_proj (E, H, I). "Expert" means a part of the base model here, as its authors call it, and no z.
+Notation: N tokens, K experts per token, E experts, H hidden, I intermediate; x (N, H), gate_up_proj (E, 2I, H) and
+down_proj (E, H, I), or each slice transposed and with a bias, as GPT-OSS has them. "Expert" means a part of the base
+model here, as its authors call it, and no z.
 
     y_t = sum over the K experts e of token t:  weight_te * down_e(gate(gate_up_e(x_t)))
+
+gate() is the module's own, which knows whether gate and up are halves or interleaved.
 
 Deviations from transformers:
 1. The loop over experts is transformers' eager one, operation by operation, so that z = 1 gives its bits. Its grouped
@@ -28,10 +31,7 @@ PARAMETERS = ("gate_up_proj", "down_proj")
 # What transformers' use_experts_implementation declares about a class, and what the loop here takes for granted.
 # Classes so declared may be run by transformers' own functions in place of their forward, hence also by this loop.
 DECLARED = {
-    "is_transposed": (False, "are transposed"),
-    "has_bias": (False, "have biases"),
     "has_gate": (True, "have no gate"),
-    "is_concatenated": (True, "interleave gate and up"),
     "has_post_expert_norm": (False, "have norms"),
 }
 
@@ -43,32 +43,50 @@ def refusal(module: nn.Module) -> str | None:
     for name, (wanted, otherwise) in DECLARED.items():
         if getattr(module, name, wanted) != wanted:
             return f"the experts of {type(module).__name__} {otherwise}"
-    shapes = [tuple(getattr(getattr(module, name, None), "shape", ())) for name in PARAMETERS]
-    fit = all(len(shape) == 3 for shape in shapes)
-    if fit:
-        (E, double, H), (E_down, H_down, I) = shapes  # noqa: E741 - the notation above
-        fit = (E, H, double) == (E_down, H_down, 2 * I)
-    if not fit:
-        return f"the experts of {type(module).__name__} have weights of shapes {shapes[0]} and {shapes[1]}"
+    if not all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in PARAMETERS):
+        return f"the experts of {type(module).__name__} are not in {' and '.join(PARAMETERS)}"
+    (E, double, H), (E_down, H_down, I) = (slices_of(module, name) for name in PARAMETERS)  # noqa: E741 - as above
+    if (E, H, double) != (E_down, H_down, 2 * I):
+        return f"the experts of {type(module).__name__} have gates of another kind"
     return None
 
 
+def slices_of(experts: nn.Module, parameter: str) -> tuple[int, int, int]:
+    """Return how many slices a 3-D parameter has, and the shape (m, n) of each as y = W x."""
+    count, m, n = getattr(experts, parameter).shape
+    return (count, n, m) if experts.is_transposed else (count, m, n)
+
+
 class ExpertSlice(AdaptedWeight):
-    """One expert's part (m, n) of a 3-D parameter (E, m, n)."""
+    """One expert's part (m, n) of a 3-D parameter (E, m, n), or (E, n, m) in modules that transpose them."""
 
     def __init__(self, experts: nn.Module, parameter: str, index: int) -> None:
         super().__init__()
         self._experts, self._parameter, self._index = experts, parameter, index
+        self.transposed = bool(experts.is_transposed)
 
     @property
     def weight(self) -> torch.Tensor:
         """Return the pristine base weight (m, n), a view."""
         weight: torch.Tensor = getattr(self._experts, self._parameter)[self._index]
-        return weight
+        return weight.T if self.transposed else weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """Return the bias (m,), which no expert changes."""
+        biases: torch.Tensor | None = getattr(self._experts, f"{self._parameter}_bias", None)
+        return None if biases is None else biases[self._index]
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """Apply the slice to x (N', n) of some tokens, `rows` (N',) being their rows of the batch; returns (N', m)."""
-        return self.applied(x, lambda x: functional.linear(x, self.weight), functional.linear, None, rows)
+        return self.applied(x, lambda x: self._product(x, self.weight), self._product, self.bias, rows)
+
+    def _product(self, x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        """Return W x + b by the operations of transformers' eager loops."""
+        if not self.transposed:
+            return functional.linear(x, W, self.bias)
+        y = x @ W.T
+        return y if self.bias is None else y + self.bias
 
 
 class SVFExperts(nn.Module):

@@ -42,6 +42,7 @@ class AdaptedWeight:
         self.basis: Basis | None = None
         self.z: torch.Tensor | None = None  # (r,) or (B, r)
         self.folded: torch.Tensor | None = None  # (m, n)
+        self.transposed = False  # whether the base keeps the weight as (n, m)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -55,8 +56,9 @@ class AdaptedWeight:
         return self.basis
 
     def fold(self, z: torch.Tensor) -> torch.Tensor:
-        """Return W' (m, n) for z (r,) without storing it."""
-        return fold(self.weight.detach(), self.require_basis(), z)
+        """Return W' (m, n) for z (r,), in memory as the base has W: another layout can round in another order."""
+        W = fold(self.weight.detach(), self.require_basis(), z)
+        return W.T.contiguous().T if self.transposed else W
 
     def applied(
         self,
@@ -124,11 +126,6 @@ class SVFLinear(nn.Module, AdaptedWeight):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., n); returns (..., m)."""
         return self.applied(x, self._base, self._product, self.bias)
-
-    def fold(self, z: torch.Tensor) -> torch.Tensor:
-        """Return W' (m, n) for z (r,), in memory as the base has W: another layout can round in another order."""
-        W = super().fold(z)
-        return W.T.contiguous().T if self.transposed else W
 
     def _base(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.linear(x)

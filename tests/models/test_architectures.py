@@ -26,6 +26,7 @@ MakeZ = Callable[..., ZVectors]
 
 SEPARATE = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
 NEOX = {"query_key_value", "dense"}, {"dense_h_to_4h", "dense_4h_to_h"}
+SLICES = SEPARATE[0], {f"{name}.{e}" for name in ("gate_up_proj", "down_proj") for e in range(4)}
 
 # the matrices of a layer, in the attention and in the MLP
 MATRICES: dict[str, tuple[set[str], set[str]]] = {
@@ -42,8 +43,9 @@ MATRICES: dict[str, tuple[set[str], set[str]]] = {
     "gpt2": ({"c_attn", "c_proj"}, {"c_fc", "c_proj"}),
     "gpt-neox": NEOX,
     "falcon": NEOX,
-    "mixtral": (SEPARATE[0], {f"{name}.{e}" for name in ("gate_up_proj", "down_proj") for e in range(4)}),
-    "qwen3-moe": (SEPARATE[0], {f"{name}.{e}" for name in ("gate_up_proj", "down_proj") for e in range(4)}),
+    "mixtral": SLICES,
+    "qwen3-moe": SLICES,
+    "gpt-oss": SLICES,
 }
 ALL = pytest.mark.parametrize("variant", MATRICES)
 PROMPTS = [[5, 9, 200, 31, 7, 8], [17, 3, 90], [250, 11, 12, 13]]

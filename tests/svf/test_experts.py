@@ -137,13 +137,12 @@ def test_tokens_that_are_no_batch() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"is_transposed": True}, "transposed"),
-        ({"has_bias": True}, "biases"),
         ({"has_gate": False}, "no gate"),
-        ({"is_concatenated": False}, "interleave"),
         ({"has_post_expert_norm": True}, "norms"),
-        ({"down_proj": nn.Parameter(torch.ones(E, I, H))}, "shapes"),
-        ({"down_proj": None}, "shapes"),
+        ({"is_transposed": True}, "gates of another kind"),
+        ({"down_proj": nn.Parameter(torch.ones(E, I, H))}, "gates of another kind"),
+        ({"down_proj": nn.Parameter(torch.ones(H, I))}, "not in gate_up_proj and down_proj"),
+        ({"down_proj": None}, "not in gate_up_proj and down_proj"),
     ],
 )
 def test_experts_of_another_kind_are_refused(change: dict[str, object], reason: str) -> None:
