@@ -34,9 +34,28 @@ CHAT_TEMPLATE = (
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-grouped": ("LlamaConfig", {"num_key_value_heads": 2, "tie_word_embeddings": False}),
+    "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 12}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2}),  # biases in the attention
     "qwen3": ("Qwen3Config", {"head_dim": 16, "num_key_value_heads": 2}),  # a norm per head, wide q_proj
-    "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 12}),
+    "llama-biased": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "gemma2": ("Gemma2Config", {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 12}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 12}),
+    "phi3": ("Phi3Config", {"num_key_value_heads": 2, "pad_token_id": 0}),  # qkv_proj and gate_up_proj are fused
+    "gpt2": ("GPT2Config", {"n_inner": 48}),  # Conv1D: weights are transposed
+    "gpt-neox": ("GPTNeoXConfig", {}),  # query_key_value is fused, biases everywhere
+    "olmo2": ("Olmo2Config", {"num_key_value_heads": 2, "pad_token_id": 0}),
+    "falcon": ("FalconConfig", {"multi_query": True, "ffn_hidden_size": 48, "bias": True}),  # multiplies in its own way
+    "mixtral": ("MixtralConfig", {"num_key_value_heads": 2, "num_local_experts": 4}),  # 3-D expert weights
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 16, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 24, "mlp_only_layers": [1]},
+    ),
+    "gpt-oss": (  # 3-D expert weights that are transposed, with biases; gate and up are interleaved
+        "GptOssConfig",
+        {"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 12, "num_local_experts": 4}
+        | {"num_experts_per_tok": 2, "pad_token_id": 0},
+    ),
 }
 
 
@@ -95,7 +114,7 @@ def base_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Tem
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         }
-        torch.manual_seed(sorted(VARIANTS).index(variant))
+        torch.manual_seed(list(VARIANTS).index(variant))
         model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**{**common, **special}))
         with torch.no_grad():
             for parameter in model.parameters():

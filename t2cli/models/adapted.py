@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 from t2cli.errors import IncompatibleBaseError, T2Error
 from t2cli.models.base import BaseModel
@@ -17,7 +19,8 @@ from t2cli.models.basis_cache import decompose, load_bases
 from t2cli.models.fold_cache import FOLD_CACHE_BYTES, FoldCache, size_of
 from t2cli.models.targets import Target, find_targets
 from t2cli.svf.basis import Basis
-from t2cli.svf.linear import SVFLinear, Use
+from t2cli.svf.experts import SVFExperts
+from t2cli.svf.linear import AdaptedWeight, SVFLinear, Use
 from t2cli.svf.lowrank import thinned
 from t2cli.svf.zvector import ZVectors, unflatten
 
@@ -27,9 +30,10 @@ Rows = Sequence[ZVectors | None] | torch.Tensor
 
 
 class AdaptedModel:
-    """A base whose target layers are SVFLinear. Without an expert in use it computes exactly what the base does.
+    """A base whose targets are in SVFLinear and SVFExperts. Without an expert in use it computes what the base does.
 
-    The base weights are only ever read. Bases are attached when first needed (`prepare`).
+    The base weights are only ever read. Bases are attached when first needed (`prepare`). Until `detach`, mixtures of
+    experts run in transformers' eager way, whatever the base was set to.
     """
 
     def __init__(
@@ -43,18 +47,37 @@ class AdaptedModel:
         self.base = base
         self.model = base.model
         self.selection = selection
-        if any(isinstance(module, SVFLinear) for module in base.model.modules()):
+        if any(isinstance(module, SVFLinear | SVFExperts) for module in base.model.modules()):
             raise T2Error(f"{base.identity.name} is adapted already", hint="detach the other AdaptedModel first")
         self.targets: list[Target] = find_targets(base.model, selection)
-        self._layers: dict[str, SVFLinear] = {}
         self._folds = FoldCache(fold_cache_bytes)
         self.spectral_bytes = spectral_bytes
-        for target in self.targets:
-            parent, _, child = target.module.rpartition(".")
-            owner = self.model.get_submodule(parent)
-            layer = SVFLinear(getattr(owner, child))
-            setattr(owner, child, layer)
-            self._layers[target.weight] = layer
+        self._originals: dict[str, nn.Module] = {}
+        self._implementations: list[tuple[Any, str | None]] = []  # configs of the base, and how they ran its experts
+        self._layers: dict[str, AdaptedWeight] = {target.weight: self._adapt(target) for target in self.targets}
+
+    def _adapt(self, target: Target) -> AdaptedWeight:
+        """Put a stand-in where the target's module is, unless another of its targets did, and return the target's."""
+        module = self.model.get_submodule(target.module)
+        if target.module not in self._originals:
+            self._originals[target.module] = module
+            if target.index is not None:
+                self._run_eagerly(module)
+            stand_in = SVFLinear(module, transposed=target.transposed) if target.index is None else SVFExperts(module)
+            _put(self.model, target.module, stand_in)
+            module = stand_in
+        if target.index is None:
+            assert isinstance(module, SVFLinear)
+            return module
+        assert isinstance(module, SVFExperts)
+        return module.slices[target.parameter, target.index]
+
+    def _run_eagerly(self, experts: nn.Module) -> None:
+        """Let the base run its experts one by one: grouped products would round otherwise than an expert's do."""
+        config: Any = experts.config
+        if config._experts_implementation != "eager":
+            self._implementations.append((config, config._experts_implementation))
+            config._experts_implementation = "eager"
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -62,15 +85,16 @@ class AdaptedModel:
         return {target.weight: target.rank for target in self.targets}
 
     @property
-    def layers(self) -> Mapping[str, SVFLinear]:
-        """Return the adapted layers by weight name."""
+    def layers(self) -> Mapping[str, AdaptedWeight]:
+        """Return the adapted weights by name."""
         return self._layers
 
     def detach(self) -> None:
-        """Put the base's own linear layers back."""
-        for target in self.targets:
-            parent, _, child = target.module.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, self._layers[target.weight].linear)
+        """Put the base's own layers back."""
+        for name, module in self._originals.items():
+            _put(self.model, name, module)
+        for config, implementation in self._implementations:
+            config._experts_implementation = implementation
 
     def prepare(self, *, quiet: bool = False) -> None:
         """Attach the bases from the cache, making those that are missing first."""
@@ -244,3 +268,9 @@ class AdaptedModel:
         self._folds.clear()
         for layer in self._layers.values():
             layer.spectral = None
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Make `module` the submodule of that dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

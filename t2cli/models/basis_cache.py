@@ -160,7 +160,7 @@ def _make(checkpoint: Checkpoint, cache: BasisFiles, device: str, target: Target
         if not cache.problem(target):  # made just before it was claimed
             return False
         try:
-            basis = basis_of(_weight(checkpoint, target), device)  # nothing here keeps its file mapped
+            basis = basis_of(checkpoint.weight(target), device)  # nothing here keeps its file mapped
         except ValueError as error:
             raise CorruptArtifactError(
                 f"{target.weight} cannot be decomposed: {error}",
@@ -173,17 +173,6 @@ def _make(checkpoint: Checkpoint, cache: BasisFiles, device: str, target: Target
             ) from error
         cache.save(target, basis)
     return True
-
-
-def _weight(checkpoint: Checkpoint, target: Target) -> torch.Tensor:
-    """Return the weight (m, n), mapped from its file, which is closed again with this tensor."""
-    W = checkpoint.tensor(target.weight)
-    if tuple(W.shape) != target.shape:
-        raise CorruptArtifactError(
-            f"{target.weight} has the shape {tuple(W.shape)}, but config.json makes it {target.shape}",
-            hint="fetch the model again",
-        )
-    return W
 
 
 def computed_in_order(

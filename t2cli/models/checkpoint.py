@@ -1,4 +1,4 @@
-"""Read a safetensors checkpoint tensor by tensor, sharded or not, without loading the model."""
+"""Read a safetensors checkpoint weight by weight, sharded or not, without loading the model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from t2cli.errors import CorruptArtifactError, NotFoundError
 if TYPE_CHECKING:
     import torch
 
+    from t2cli.models.stored import Stored
+    from t2cli.models.targets import Target
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -21,6 +24,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file_of = self._locate()
+        self._stored: dict[str, Stored] | None = None  # found when a weight has another name here
 
     def _locate(self) -> dict[str, Path]:
         from safetensors import SafetensorError, safe_open
@@ -55,8 +59,45 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Return one tensor on the CPU in its stored precision. Raises CorruptArtifactError if it cannot be read."""
+    def weight(self, target: Target) -> torch.Tensor:
+        """Return one target's W (m, n) on the CPU in its stored precision, whatever the checkpoint calls it.
+
+        Raises CorruptArtifactError if it is not there or has another shape, T2Error if its form cannot be read.
+        """
+        import torch
+
+        parts = [self.tensor(name, index) for name, index in self._parts_of(target)]
+        W = parts[0] if len(parts) == 1 else torch.cat(parts, dim=self._axis_of(target))
+        W = W.T if target.transposed and W.ndim == 2 else W
+        if tuple(W.shape) != target.shape:
+            raise CorruptArtifactError(
+                f"{target.weight} in {self.folder} has shape {tuple(W.shape)}, not {target.shape} as config.json says",
+                hint="fetch the model again",
+            )
+        return W
+
+    def _parts_of(self, target: Target) -> list[tuple[str, int | None]]:
+        parameter = f"{target.module}.{target.parameter}"
+        if parameter in self:
+            return [(parameter, target.index)]
+        stored = self._all_stored().get(parameter)
+        return [(parameter, target.index)] if stored is None else stored.of(target.index)
+
+    def _axis_of(self, target: Target) -> int:
+        return self._all_stored()[f"{target.module}.{target.parameter}"].axis(target.index)
+
+    def _all_stored(self) -> dict[str, Stored]:
+        if self._stored is None:
+            from t2cli.models.stored import find_stored
+
+            self._stored = find_stored(self.folder, self._file_of)
+        return self._stored
+
+    def tensor(self, name: str, index: int | None = None) -> torch.Tensor:
+        """Return one tensor, or part `index` of its first dimension, on the CPU in its stored precision.
+
+        Raises CorruptArtifactError if it cannot be read.
+        """
         from safetensors import SafetensorError, safe_open
 
         path = self._file_of.get(name)
@@ -67,7 +108,7 @@ class Checkpoint:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(name)
+                tensor: torch.Tensor = file.get_tensor(name) if index is None else file.get_slice(name)[index]
                 return tensor
         except (SafetensorError, OSError) as error:
             raise CorruptArtifactError(f"{path} is damaged: {error}", hint="fetch the model again") from error

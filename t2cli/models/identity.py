@@ -37,7 +37,7 @@ def weights_of(checkpoint: Checkpoint, targets: Sequence[Target], *, show: bool 
 
     digests = {}
     for target in tqdm(targets, desc="fingerprint", unit="matrix", disable=not show, leave=False):
-        tensor = checkpoint.tensor(target.weight)
+        tensor = checkpoint.weight(target)
         digests[target.weight] = (tuple(tensor.shape), tensor_digest(tensor))
     return weights_digest(digests)
 

@@ -44,8 +44,9 @@ def weights_digest(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of a weight from its name: model.layers.3.mlp.up_proj.weight -> up_proj."""
-    return name.removesuffix(".weight").rsplit(".", 1)[-1]
+    """Return the kind of a weight from its name: model.layers.3.mlp.up_proj.weight -> up_proj, of slices theirs."""
+    parts = name.removesuffix(".weight").split(".")
+    return next((part for part in reversed(parts) if not part.isdecimal()), name)
 
 
 def spectrum_sketch(singular_values: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:

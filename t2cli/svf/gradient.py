@@ -35,8 +35,10 @@ def folded_product(
     side: Side,
 ) -> torch.Tensor:
     """Return W' x + b (..., m) of x (..., n), `folded` being W' for `z`; gradients reach x and z."""
-    y: torch.Tensor = _FoldedProduct.apply(x, z, folded, bias, W, Q, side)  # type: ignore[no-untyped-call]
-    return y
+    # flattened out here: models may change y in place, which autograd refuses for views that a Function made itself
+    flat = x.reshape(-1, x.shape[-1])  # (N, n)
+    y: torch.Tensor = _FoldedProduct.apply(flat, z, folded, bias, W, Q, side)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], -1)
 
 
 class _FoldedProduct(torch.autograd.Function):
@@ -57,25 +59,19 @@ class _FoldedProduct(torch.autograd.Function):
         ctx.save_for_backward(
             z, folded, bias, W, Q, y if side == "output" else None, x if side == "input" or small else None
         )
-        ctx.side, ctx.shape = side, x.shape
-        return y
+        ctx.side = side
+        return y.clone() if side == "output" else y  # the model may change its y in place, the saved one must stay
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        z, folded, bias, W, Q, y, x = map(_flat, ctx.saved_tensors)
+        z, folded, bias, W, Q, y, x = ctx.saved_tensors
         wants_x, wants_z = ctx.needs_input_grad[:2]
-        g = _flat(g)  # (N, m)
         grad_x: Any = g @ folded if wants_x or ctx.side == "input" else None  # (N, n)
         grad_z = None
         if wants_z:
             left, right = (grad_x, x) if ctx.side == "input" else (g, y if bias is None else y - bias)
             grad_z = _divided(_diagonal(left, right, Q.to(g.dtype)), z, lambda few: _few(g, x, W, Q, few, ctx.side))
-        return grad_x.view(ctx.shape) if wants_x else None, grad_z, None, None, None, None, None
-
-
-def _flat(tensor: torch.Tensor | None) -> Any:
-    """Return (..., k) as (N, k); vectors, matrices and None as they are."""
-    return tensor if tensor is None or tensor.ndim < 3 else tensor.flatten(0, -2)
+        return grad_x if wants_x else None, grad_z, None, None, None, None, None
 
 
 def _diagonal(left: torch.Tensor, right: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:

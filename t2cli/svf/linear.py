@@ -32,6 +32,7 @@ from t2cli.svf.basis import Basis, fold
 from t2cli.svf.gradient import folded_product
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # x (..., n) -> W x + b (..., m), as the base computes it
+ProductOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # the same of x and a weight in place of W
 
 
 class Use(NamedTuple):
@@ -55,6 +56,7 @@ class AdaptedWeight:
         self.folded: torch.Tensor | None = None  # (m, n)
         self.spectral: torch.Tensor | None = None  # W Q (m, r) or Q^T W (r, n), used where z is per row
         self.columns: torch.Tensor | None = None  # (k,) the components at which z may differ from 1; None: all
+        self.transposed = False  # whether the base keeps the weight as (n, m)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -77,8 +79,25 @@ class AdaptedWeight:
         return self.basis
 
     def fold(self, z: torch.Tensor) -> torch.Tensor:
-        """Return W' (m, n) for z (r,) without storing it."""
-        return fold(self.weight.detach(), self.require_basis(), z)
+        """Return W' (m, n) for z (r,), in memory as the base has W: another layout can round in another order."""
+        W = fold(self.weight.detach(), self.require_basis(), z)
+        return W.T.contiguous().T if self.transposed else W
+
+    def applied(
+        self,
+        x: torch.Tensor,
+        product: Product,
+        product_of: ProductOf,
+        bias: torch.Tensor | None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the output (..., m) of x (..., n) in the way that is in use; `rows` as in `factored`."""
+        if self.folded is not None:
+            if self.z is not None and torch.is_grad_enabled():
+                basis = self.require_basis()
+                return folded_product(x, self.folded, bias, self.z, self.weight, basis.Q, basis.side)
+            return product_of(x, self.folded)
+        return product(x) if self.z is None else self.factored(x, product, bias, rows)
 
     def factored(
         self, x: torch.Tensor, product: Product, bias: torch.Tensor | None, rows: torch.Tensor | None = None
@@ -155,14 +174,7 @@ class SVFLinear(nn.Module, AdaptedWeight):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., n); returns (..., m)."""
-        if self.folded is not None:
-            if self.z is not None and torch.is_grad_enabled():
-                basis = self.require_basis()
-                return folded_product(x, self.folded, self.bias, self.z, self.weight, basis.Q, basis.side)
-            return self._product(x, self.folded)
-        if self.z is None:
-            return self._base(x)
-        return self.factored(x, self._base, self.bias)
+        return self.applied(x, self._base, self._product, self.bias)
 
     def _base(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.linear(x)

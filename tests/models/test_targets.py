@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from t2cli.errors import CorruptArtifactError, T2Error, UsageError
 from t2cli.models.base import BaseModel
@@ -49,10 +51,69 @@ def test_unknown_selection(base_folder: Callable[[str], Path]) -> None:
     assert "mlp" in caught.value.hint
 
 
-def test_model_without_linear_layers_names_the_layers_it_has() -> None:
-    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
-    with pytest.raises(T2Error, match=r"GPT2LMHeadModel has no linear layer.*Conv1D"):
-        find_targets(model)
+class PlainConfig(PreTrainedConfig):
+    model_type = "plain"
+    hidden_size = 4
+
+
+class Plain(PreTrainedModel, GenerationMixin):
+    """A language model of an architecture that nobody knows; `layer` is all that it computes with."""
+
+    config_class = PlainConfig
+
+    def __init__(self, config: PlainConfig, layer: nn.Module | None = None) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(10, 4)
+        self.mixer = layer
+        self.head = nn.Linear(4, 10, bias=False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+class Raw(nn.Module):
+    """Keeps its weight as a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("layer", [Raw(), nn.Conv1d(4, 4, 3)])
+def test_unknown_architecture_without_linear_layers_names_what_it_has(layer: nn.Module) -> None:
+    with pytest.raises(T2Error, match=r"Plain has no linear layer for the targets 'all'") as caught:
+        find_targets(Plain(PlainConfig(), layer))
+    assert type(layer).__name__ in caught.value.message
+    assert "Linear" in caught.value.hint
+
+
+def test_unknown_architecture_works_by_its_linear_layers() -> None:
+    model = Plain(PlainConfig(), nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4)))
+    assert [target.weight for target in find_targets(model)] == ["mixer.0.weight", "mixer.2.weight"]
+    with pytest.raises(T2Error, match=r"for the targets 'mlp'"):
+        find_targets(model, "mlp")
+
+
+def test_experts_that_cannot_be_adapted_are_named_and_the_attention_is_found() -> None:
+    config = AutoConfig.for_model("nemotron_h", num_hidden_layers=2, layers_block_type=["attention", "moe"])
+    model = on_meta(config)
+    with pytest.raises(T2Error, match="experts of NemotronHExperts have no gate"):
+        find_targets(Plain(PlainConfig(), model.get_submodule("model.layers.1.mixer.experts")))
+    assert {t.weight.split(".")[-2] for t in find_targets(model, "all")} >= {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "qwen2_moe", "jetmoe", "olmoe", "granitemoe"])
+def test_routers_are_none(kind: str) -> None:
+    model = on_meta(AutoConfig.for_model(kind, num_hidden_layers=1, hidden_size=64, num_attention_heads=4))
+    routers = [name for name, _ in model.named_modules() if name.endswith((".gate", ".router", "_gate"))]
+    assert routers
+    modules = {target.module for target in find_targets(model)}
+    assert not [name for name in routers for module in modules if f"{module}.".startswith(f"{name}.")]
+
+
+def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
 
 
 def broken_config(folder: Path, **changes: object) -> Path:

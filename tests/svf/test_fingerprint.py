@@ -55,6 +55,8 @@ def test_total_digest_sees_names_shapes_and_values_but_no_order() -> None:
 
 def test_kind_of() -> None:
     assert kind_of("model.layers.3.mlp.up_proj.weight") == "up_proj"
+    assert kind_of("model.layers.3.mlp.experts.gate_up_proj.12") == "gate_up_proj"
+    assert kind_of("7") == "7"
     assert kind_of("fc.weight") == "fc"
 
 

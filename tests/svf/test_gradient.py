@@ -44,6 +44,25 @@ def test_it_is_the_gradient_of_the_factored_form(m: int, n: int, bias: bool, tok
         assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_a_model_may_change_the_output_in_place(m: int, n: int, bias: bool) -> None:
+    layer = layer_of(m, n, bias=bias)
+    x, other = torch.randn(2, 7, n, dtype=torch.float64), torch.randn(2, 7, m, dtype=torch.float64)
+    z = (1 + 0.3 * torch.randn(min(m, n), dtype=torch.float64)).requires_grad_()
+
+    def gradient(*, in_place: bool) -> torch.Tensor:
+        layer.z, layer.folded = z, layer.fold(z.detach())
+        y = layer(x)
+        if in_place:
+            y += other  # as Falcon's blocks do
+        else:
+            y = y + other
+        return torch.autograd.grad(y.square().sum(), z)[0]
+
+    assert torch.equal(gradient(in_place=True), gradient(in_place=False))
+
+
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_small_and_zero_components_keep_their_digits(m: int, n: int) -> None:
     layer = layer_of(m, n, bias=True)

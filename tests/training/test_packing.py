@@ -57,6 +57,18 @@ def test_logp_is_that_of_separate_rows(case: str, variant: str, adapt: Adapt, ra
         assert torch.equal(found != 0, packed.mask.bool())
 
 
+@pytest.mark.parametrize(
+    "variant",
+    ["mistral", "gemma2", "gemma3", "phi3", "gpt2", "gpt-neox", "olmo2", "falcon", "mixtral", "qwen3-moe", "gpt-oss"],
+)
+def test_every_architecture_reads_the_tree(variant: str, adapt: Adapt, random_z: MakeZ) -> None:
+    adapted = adapt(variant)
+    prompts, groups = CASES["common beginning"]
+    with torch.no_grad(), adapted.use_z(random_z(adapted.ranks)):
+        found = rollout_logp(adapted.model, pack(prompts, groups, CPU))
+        assert torch.allclose(found, separate(adapted, prompts, groups), rtol=1e-4, atol=1e-4)
+
+
 @each_case
 def test_gradient_is_that_of_separate_rows(case: str, adapt: Adapt, random_z: MakeZ) -> None:
     adapted = adapt("llama-grouped", double=True)
