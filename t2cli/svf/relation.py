@@ -52,10 +52,12 @@ class Printed(Protocol):
     """What has the parts of a fingerprint: one itself, a base's identity, the record in a manifest."""
 
     @property
-    def weights(self) -> str: ...
+    def weights(self) -> str:
+        """Return the digest."""
 
     @property
-    def probes(self) -> Probes: ...
+    def probes(self) -> Probes:
+        """Return the probes."""
 
 
 @dataclass(frozen=True)
