@@ -22,8 +22,9 @@ from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.resolve import ForBase, Resolver
 from t2cli.svf.zvector import ZVectors
 
+NO_STRATEGY = "none"
 # name -> the class of a Strategy, made from (AdaptedModel, categories)
-STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", "none": "t2cli.dispatch.fixed:NoStrategy"}
+STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", NO_STRATEGY: "t2cli.dispatch.fixed:NoStrategy"}
 
 OnText = Callable[[str], None]
 
@@ -57,7 +58,8 @@ class TwoPass:
     def strategy(self, name: str) -> Strategy:
         """Return the strategy `name`, over the categories of the experts there are. NotFoundError if unknown."""
         make = cast("Callable[[AdaptedModel, Sequence[Category]], Strategy]", load(name, STRATEGIES, "strategy"))
-        return make(self.adapted, categories_of(self.resolver))
+        # where nobody chooses, what experts there are is of no interest, nor what is wrong with them
+        return make(self.adapted, [] if name == NO_STRATEGY else categories_of(self.resolver))
 
     def by_hand(self, weights: Mapping[str, float]) -> Strategy:
         """Return the strategy to use exactly these experts; raises as Resolver.find for unusable ones."""

@@ -83,7 +83,7 @@ class LocalRegistry:
         found = self._matching(ref, ours, base_digest)
         if found:
             return found[0]
-        others = self._matching(ref, candidates, None) if base_digest else []
+        others = self.find_each(ref) if base_digest else []
         if base_digest and others:
             raise self._incompatible(others[0], base_digest)
         raise NotFoundError(

@@ -37,13 +37,21 @@ class ForBase:
 
 
 class Resolver:
-    """Finds the experts of a registry for one base. `warnings` says once of each expert that is not the base's own."""
+    """Finds the experts of a registry for one base, and remembers those that are not the base's own."""
 
     def __init__(self, registry: LocalRegistry, base: ForBase, *, allow_foreign: bool = False) -> None:
         self.registry = registry
         self.base = base
         self.allow_foreign = allow_foreign
-        self.warnings: list[str] = []
+        self._strangers: dict[str, Related] = {}  # by digest
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what to say of the experts found so far that are not the base's own: one line for each base."""
+        groups: dict[str, list[Related]] = {}
+        for entry, how in self._strangers.values():
+            groups.setdefault(entry.manifest.base.folder, []).append((entry, how))
+        return [self._warning(folder, group) for folder, group in groups.items()]
 
     def find(self, ref: ExpertRef | str) -> ExpertEntry:
         """Return the expert that `ref` means for this base, else for the closest base that has one.
@@ -52,8 +60,7 @@ class Resolver:
         allowed or whose shapes are others; everything else as LocalRegistry.find.
         """
         entry, how = self._located(ref)
-        if how.kind != "same":
-            self._warn(entry, how)
+        self._note(entry, how)
         return entry
 
     def own(self) -> list[ExpertEntry]:
@@ -73,9 +80,7 @@ class Resolver:
 
     def using(self, entry: ExpertEntry) -> str:
         """Return the reference by which `find` finds exactly this expert; warn if it is not the base's own."""
-        how = self.relation(entry)
-        if how.kind != "same":
-            self._warn(entry, how)
+        self._note(entry, self.relation(entry))
         with contextlib.suppress(T2Error):
             if self._located(entry.reference)[0].digest == entry.digest:
                 return entry.reference
@@ -108,12 +113,16 @@ class Resolver:
             )
         return entry, how
 
-    def _warn(self, entry: ExpertEntry, how: Relation) -> None:
-        made_for = f"{entry.reference} was made for {entry.manifest.base.folder}, {in_words(how)}"
-        advice = "it may gain less" if how.close else "it may do harm"
-        text = f"{made_for}; with {self.base.label} {advice}"
-        if text not in self.warnings:
-            self.warnings.append(text)
+    def _note(self, entry: ExpertEntry, how: Relation) -> None:
+        if how.kind != "same":
+            self._strangers[entry.digest] = (entry, how)
+
+    def _warning(self, folder: str, group: list[Related]) -> str:
+        names = " and ".join(entry.reference for entry, _ in group)
+        how = group[0][1]
+        verb, pronoun = ("was", "it") if len(group) == 1 else ("were", "they")
+        advice = f"{pronoun} may gain less" if how.close else f"{pronoun} may do harm"
+        return f"{names} {verb} made for {folder}, {in_words(how)}; with {self.base.label} {advice}"
 
     def _refused(self, entry: ExpertEntry, how: Relation) -> IncompatibleBaseError:
         fits = self.fits(entry)
