@@ -42,7 +42,7 @@ def test_same_weights_same_fingerprint_however_many_shards(copied: Callable[...,
     assert (ours.weights, ours.probes) == (theirs.weights, theirs.probes)
 
 
-@pytest.mark.parametrize("size", [1e-3, 1e-2, 1e-1])
+@pytest.mark.parametrize("size", [1e-3, 1e-2, 5e-2])
 def test_drift_is_the_relative_distance_of_the_weights(size: float, copied: Callable[..., Path]) -> None:
     folder, other = copied(name="one"), copied(name="two")
     tensors = load_file(other / SINGLE)

@@ -29,7 +29,7 @@ def base(digit: str, name: str, numbers: dict[str, list[float]]) -> BaseRecord:
 
 OURS = base("a", "ours", PROBES)
 NEAR = base("b", "near", probes(0.002))
-FARTHER = base("c", "farther", probes(0.1))
+FARTHER = base("c", "farther", probes(0.05))
 FOREIGN = base("d", "foreign", {"q_proj": [-30.0, 40.0], "up_proj": [0.0, -50.0]})
 UNKNOWN = base("e", "unknown", {})
 
