@@ -20,6 +20,11 @@ def cache_dir() -> Path:
     return t2_home() / "cache"
 
 
+def converted_folder(name: str) -> Path:
+    """Return where the converted weights of a named base are."""
+    return cache_dir() / "models" / name
+
+
 def runs_dir() -> Path:
     """Return the folder of training runs."""
     return t2_home() / "runs"

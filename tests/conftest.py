@@ -211,7 +211,7 @@ def publish() -> Callable[..., ExpertEntry]:
     from t2cli.registry.vectors import z_to_bytes
 
     def put(registry: Path, identity: BaseIdentity, name: str, z: ZVectors, **fields: Any) -> ExpertEntry:
-        print_of_base = FingerprintRecord(identity.weights, {"q_proj": [3.5, 1.25]})
+        print_of_base = FingerprintRecord(identity.weights, {"q_proj": [3.5, 1.25]}, identity.probes)
         manifest = ExpertManifest(
             name=name,
             version=1,

@@ -25,6 +25,7 @@ COMMANDS = {
     "decompose": "t2cli.cli.decompose:decompose",
     "train": "t2cli.cli.train:train",
     "list": "t2cli.cli.list:list_experts",
+    "show": "t2cli.cli.show:show",
     "mix": "t2cli.cli.mix:mix",
     "chat": "t2cli.cli.chat:chat",
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
@@ -34,6 +34,7 @@ def chat(
     mix: Annotated[
         str, typer.Option("--mix", metavar="A:0.6,B:0.4", help="Answer as this mix of experts; no pass 1.")
     ] = "",
+    allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
     device: Device = "auto",
@@ -55,15 +56,13 @@ def chat(
         raise UsageError("the prompt is empty", hint='ask something, as in: t2 chat "What is 17 + 25?"')
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     questions = None if prompt is not None or at_terminal else _first_line_read(_lines())
-    from t2cli.cli.session import open_model, search_path
+    from t2cli.cli.session import open_two_pass
     from t2cli.config import SamplingConfig
-    from t2cli.dispatch.two_pass import TwoPass
-    from t2cli.registry.local import LocalRegistry
 
-    two_pass = TwoPass(open_model(base, device=device, quiet=quiet), LocalRegistry(search_path(registry)), quiet=quiet)
+    two_pass = open_two_pass(base, registry, device=device, allow_foreign=allow_foreign, quiet=quiet)
     strategy = two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
-    for problem in two_pass.registry.problems:
-        out.warn(problem.message)
+    for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.warnings):
+        out.warn(warning)
     session = _Session(out, two_pass, strategy, SamplingConfig(max_new_tokens, temperature, seed))
     if prompt is not None:
         session.single(prompt)

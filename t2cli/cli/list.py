@@ -16,6 +16,7 @@ from t2cli.lookup import require
 if TYPE_CHECKING:
     from t2cli.registry.local import ExpertEntry
     from t2cli.registry.manifest import ExpertManifest
+    from t2cli.svf.relation import Fingerprint
 
 HEADER = ("NAME", "VER", "KIND", "CATEGORY", "BASE", "GAIN, POINTS", "AGE", "SOURCE")
 SHRINK = (0, 3, 4, 7)  # what may be shortened where the terminal is narrow: never a number
@@ -36,9 +37,10 @@ def list_experts(
     """List the experts, with what each gains on its task.
 
     The gain is in points of accuracy over the base alone on held-out examples, with its 95 %
-    interval. Experts of every base are listed; only those of --base can be used with it.
+    interval. Experts of every base are listed; those of --base can be used with it, and with a
+    warning those of a close relative.
     """
-    from t2cli.models.catalog import known_digest
+    from t2cli.models.catalog import known_fingerprint
     from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
 
@@ -50,12 +52,12 @@ def list_experts(
         require(category, {entry.manifest.category for entry in entries}, "category of experts")
         entries = [entry for entry in entries if entry.manifest.category == category]
     shown = entries if every else newest(entries)
-    digest = known_digest(base)
-    out.emit("list", {"experts": [record(entry, digest) for entry in shown]})
+    known = known_fingerprint(base)
+    out.emit("list", {"experts": [record(entry, known.weights if known else None) for entry in shown]})
     if shown:
         now = datetime.now(UTC)
         out.data(table(HEADER, [row(entry, now) for entry in shown], right=(1, 6), shrink=SHRINK))
-    _say_the_rest(out, shown, experts.problems, base, digest, search_path)
+    _say_the_rest(out, shown, experts.problems, base, known, search_path)
 
 
 def newest(entries: Iterable[ExpertEntry]) -> list[ExpertEntry]:
@@ -135,7 +137,7 @@ def _say_the_rest(
     shown: Sequence[ExpertEntry],
     problems: Iterable[Exception],
     base: str,
-    digest: str | None,
+    known: Fingerprint | None,
     search_path: Iterable[Path],
 ) -> None:
     """Say on stderr what the table leaves out: unreadable experts, other bases, an empty registry."""
@@ -144,6 +146,22 @@ def _say_the_rest(
     if not shown:
         folders = " and ".join(str(folder) for folder in search_path)
         out.say(f"there are no experts in {folders}: t2 train --task TASK makes one")
-    others = 0 if digest is None else sum(_weights(entry) != digest for entry in shown)
-    if others:
-        out.say(f"{others} of {len(shown)} cannot be used with {base}: made for other weights")
+    if known is not None:
+        _say_relations(out, shown, base, known)
+
+
+def _say_relations(out: Output, shown: Sequence[ExpertEntry], base: str, known: Fingerprint) -> None:
+    """Say how many of the experts are of other bases, those of close relatives apart."""
+    from t2cli.registry.resolve import percent
+    from t2cli.svf.relation import relation
+
+    relations = [relation(known, entry.manifest.base.fingerprint) for entry in shown]
+    drifts = [how.drift for how in relations if how.kind == "relative" and how.drift is not None]
+    if drifts:
+        near, far = percent(min(drifts)), percent(max(drifts))
+        by = near if near == far else f"{near} to {far}"
+        out.say(
+            f"{len(drifts)} of {len(shown)} can be used with {base}: made for a close relative, which differs by {by}"
+        )
+    if foreign := sum(not how.close for how in relations):
+        out.say(f"{foreign} of {len(shown)} cannot be used with {base}: made for other weights")

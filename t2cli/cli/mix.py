@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
 if TYPE_CHECKING:
     from t2cli.dispatch.mixing import Members
     from t2cli.registry.local import ExpertEntry, LocalRegistry
+    from t2cli.registry.manifest import BaseRecord
+    from t2cli.registry.resolve import ForBase, Resolver
 
 _WITH_ALPHA = re.compile(
     r"(?P<ref>.*?[^:]):(?P<alpha>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity))", re.I
@@ -24,6 +27,7 @@ _WITH_ALPHA = re.compile(
 def mix(
     experts: Annotated[list[str], typer.Argument(metavar="EXPERT[:ALPHA]", help="Experts, each with its weight.")],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The new expert's name.")],
+    allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
     device: Device = "auto",
@@ -44,11 +48,14 @@ def mix(
     from t2cli.cli.session import search_path
     from t2cli.dispatch.mixing import find_members
     from t2cli.registry.local import LocalRegistry
+    from t2cli.registry.resolve import Resolver
 
     entries = LocalRegistry(search_path(registry))
-    digest = _digest(base, quiet)
-    members = find_members(entries, weights, digest)
-    entry = _publish(entries, members, name)
+    resolver = Resolver(entries, _for_base(base, quiet), allow_foreign=allow_foreign)
+    members = find_members(resolver, weights)
+    for warning in resolver.warnings:
+        out.warn(warning)
+    entry = _publish(entries, members, name, _base_of(resolver, members, base, quiet))
     parents = [{"ref": parent.reference, "digest": parent.digest, "alpha": alpha} for parent, alpha in members]
     out.emit(
         "mix",
@@ -90,19 +97,37 @@ def parse_weights(experts: list[str]) -> dict[str, float]:
     return {reference: 1 / len(parsed) if alpha is None else alpha for reference, alpha in parsed.items()}
 
 
-def _digest(base: str, quiet: bool) -> str:
-    """Return the base's weights digest, from its files if it is not known otherwise."""
-    from t2cli.models.catalog import known_digest
+def _for_base(base: str, quiet: bool) -> ForBase:
+    """Return the base to mix for; its files are read only if its digest is not known, or an expert is of another."""
+    from t2cli.models.catalog import known_digest, locate, short_name
+    from t2cli.models.identity import identify
+    from t2cli.models.targets import checkpoint_targets
+    from t2cli.registry.resolve import ForBase
 
-    if (digest := known_digest(base)) is not None:
-        return digest
+    digest = known_digest(base) or identify(locate(base, quiet=quiet), quiet=quiet).weights
+    return ForBase(
+        f"{short_name(Path(base).name)}-{digest[:12]}",
+        digest,
+        probes=lambda: identify(locate(base, quiet=quiet), quiet=quiet).probes,
+        ranks=lambda: {target.weight: target.rank for target in checkpoint_targets(locate(base, quiet=quiet).folder)},
+    )
+
+
+def _base_of(resolver: Resolver, members: Members, base: str, quiet: bool) -> BaseRecord:
+    """Return what the mix's manifest says of its base: the one it was made with, whatever its members' bases are."""
+    for parent, _ in members:
+        if resolver.relation(parent).kind == "same":
+            return parent.manifest.base
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
+    from t2cli.registry.manifest import BaseRecord, FingerprintRecord
 
-    return identify(locate(base, quiet=quiet), quiet=quiet).weights
+    identity = identify(locate(base, quiet=quiet), quiet=quiet)
+    fingerprint = FingerprintRecord(identity.weights, {}, identity.probes)  # its spectrum would need the decomposition
+    return BaseRecord(identity.name, identity.source, identity.revision, identity.architecture, fingerprint)
 
 
-def _publish(registry: LocalRegistry, members: Members, name: str) -> ExpertEntry:
+def _publish(registry: LocalRegistry, members: Members, name: str, base: BaseRecord) -> ExpertEntry:
     from t2cli.dispatch.mixing import mixed
     from t2cli.registry.manifest import ExpertManifest, ParentRecord, TargetsRecord, ZRecord, timestamp
     from t2cli.registry.vectors import z_to_bytes
@@ -117,8 +142,8 @@ def _publish(registry: LocalRegistry, members: Members, name: str) -> ExpertEntr
             version=1,  # the registry assigns the real one
             kind="mix",
             category="+".join(categories),
-            description="mix of " + ", ".join(f"{alpha:g} {parent.reference}" for parent, alpha in members),
-            base=manifests[0].base,
+            description="mix of " + ", ".join(_described(parent, alpha, base) for parent, alpha in members),
+            base=base,
             targets=TargetsRecord("+".join(selections), len(z), z.parameters),
             z=ZRecord("z.safetensors", "0" * 64, "linear"),
             created=timestamp(),
@@ -126,3 +151,10 @@ def _publish(registry: LocalRegistry, members: Members, name: str) -> ExpertEntr
         ),
         z_to_bytes(z),
     )
+
+
+def _described(parent: ExpertEntry, alpha: float, base: BaseRecord) -> str:
+    """Return a member for people, with the base it was made for if that is not the mix's."""
+    theirs = parent.manifest.base
+    origin = "" if theirs.fingerprint.weights == base.fingerprint.weights else f" (made for {theirs.folder})"
+    return f"{alpha:g} {parent.reference}{origin}"

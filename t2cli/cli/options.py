@@ -1,6 +1,9 @@
 """The options that commands share, each defined once.
 
-A command takes the ones it needs as parameters: `base: Base = DEFAULT_BASE, json: Json = False`.
+A command takes the ones it needs as parameters: `base: Base = DEFAULT_BASE, json: AllowForeign = Annotated[
+    bool, typer.Option("--allow-foreign", help="Use experts of a foreign base too, where the shapes fit.")
+]
+Json = False`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ RegistryPath = Annotated[
     ),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")]
+AllowForeign = Annotated[
+    bool, typer.Option("--allow-foreign", help="Use experts of a foreign base too, where the shapes fit.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress; warnings remain.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything random.")]

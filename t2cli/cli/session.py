@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from t2cli.dispatch.two_pass import TwoPass
     from t2cli.models.adapted import AdaptedModel
 
 
@@ -22,3 +23,12 @@ def open_model(base: str, *, device: str, selection: str = "all", quiet: bool = 
     from t2cli.models.base import load_base
 
     return AdaptedModel(load_base(base, device=device, quiet=quiet), selection)
+
+
+def open_two_pass(base: str, registry: Path | None, *, device: str, allow_foreign: bool, quiet: bool) -> TwoPass:
+    """Load a base and make it answer with the experts of the registry."""
+    from t2cli.dispatch.two_pass import TwoPass
+    from t2cli.registry.local import LocalRegistry
+
+    entries = LocalRegistry(search_path(registry))
+    return TwoPass(open_model(base, device=device, quiet=quiet), entries, quiet=quiet, allow_foreign=allow_foreign)

@@ -7,27 +7,28 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from t2cli.errors import UsageError
-from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.local import ExpertEntry
+from t2cli.registry.resolve import Resolver
 from t2cli.registry.vectors import read_z
 from t2cli.svf.zvector import ZVectors, mix
 
 Members = list[tuple[ExpertEntry, float]]
 
 
-def find_members(registry: LocalRegistry, weights: Mapping[str, float], base_digest: str) -> Members:
-    """Return the experts that `weights` names, each with its alpha; raises as LocalRegistry.find.
+def find_members(resolver: Resolver, weights: Mapping[str, float]) -> Members:
+    """Return the experts that `weights` names, each with its alpha; raises as Resolver.find.
 
     Raises UsageError for two names of one expert, such as math and math@2.
     """
-    members = [(registry.find(reference, base_digest=base_digest), alpha) for reference, alpha in weights.items()]
+    members = [(resolver.find(reference), alpha) for reference, alpha in weights.items()]
     named: dict[str, str] = {}
     for written, (entry, _) in zip(weights, members, strict=True):
-        if entry.reference in named:
+        if entry.digest in named:
             raise UsageError(
-                f"{named[entry.reference]} and {written} are the same expert, {entry.reference}",
+                f"{named[entry.digest]} and {written} are the same expert, {entry.reference}",
                 hint="name it once, with its weights added up",
             )
-        named[entry.reference] = written
+        named[entry.digest] = written
     return members
 
 

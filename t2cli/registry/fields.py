@@ -110,6 +110,14 @@ class Fields:
             raise self.fail(name, "a list of finite numbers")
         return numbers
 
+    def number_lists(self, name: str) -> dict[str, list[float]]:
+        """Return a mapping of names to lists of at least one finite number each."""
+        value = self.get(name)
+        if not isinstance(value, dict):
+            raise self.fail(name, "a mapping of names to lists of numbers")
+        lists = Fields(value, self.where, self.key(name), known=list(value))
+        return {key: lists.numbers(key) for key in lists.values}
+
 
 def as_finite(value: object) -> float | None:
     """Return a finite int or float as a float, None for anything else."""

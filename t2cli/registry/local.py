@@ -83,13 +83,33 @@ class LocalRegistry:
         found = self._matching(ref, ours, base_digest)
         if found:
             return found[0]
-        others = self._matching(ref, candidates, None) if base_digest else []
+        others = self.find_each(ref) if base_digest else []
         if base_digest and others:
             raise self._incompatible(others[0], base_digest)
         raise NotFoundError(
             f"there is no expert {ref}, but others of that name",
             hint=f"known: {', '.join(dict.fromkeys(slot.reference for slot in self._slots(ref.name)))}",
         )
+
+    def find_each(self, ref: ExpertRef | str) -> Entries:
+        """Return what `ref` means for each base that has such an expert; bases in the order of the search path.
+
+        What cannot be read is passed over as long as another base has one. Raises as `find`.
+        """
+        ref = _local(ref)
+        homes: dict[str, Slots] = {}
+        for slot in self._candidates(ref):
+            homes.setdefault(slot.base, []).append(slot)
+        found: Entries = []
+        problems: Problems = []
+        for places in homes.values():
+            try:
+                found += self._matching(ref, places, None)[:1]
+            except T2Error as error:
+                problems.append(error)
+        if problems and not found:
+            raise problems[0]
+        return found
 
     def put(self, manifest: ExpertManifest, z: bytes) -> ExpertEntry:
         """Publish an expert as the next version of its name and return it; safe among several processes.

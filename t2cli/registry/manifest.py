@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 
 from t2cli.errors import CorruptArtifactError, UsageError
@@ -25,10 +25,11 @@ _CREATED_PATTERN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-
 
 @dataclass(frozen=True)
 class FingerprintRecord:
-    """`weights`: SHA-256 of all base weights; `spectrum`: kind of matrix -> sketch of its singular values."""
+    """`weights`: SHA-256 of all base weights; `spectrum`, `probes`: kind of matrix -> numbers (svf/fingerprint.py)."""
 
     weights: str
     spectrum: dict[str, list[float]]
+    probes: dict[str, list[float]] = field(default_factory=dict)  # none in manifests made before there were any
 
 
 @dataclass(frozen=True)
@@ -200,22 +201,18 @@ def _plain(value: object) -> object:
 
 
 def _inner(outer: Fields, name: str, record: type) -> Fields:
-    known = [field.name for field in fields(record)]
+    known = [item.name for item in fields(record)]
     return Fields(outer.get(name), outer.where, outer.key(name), known=known)
 
 
 def _each(outer: Fields, name: str, record: type) -> list[Fields]:
-    known = [field.name for field in fields(record)]
+    known = [item.name for item in fields(record)]
     items = enumerate(outer.items(name))
     return [Fields(item, outer.where, f"{outer.key(name)}[{i}]", known=known) for i, item in items]
 
 
 def _base(base: Fields) -> BaseRecord:
     fingerprint = _inner(base, "fingerprint", FingerprintRecord)
-    spectrum = fingerprint.get("spectrum")
-    if not isinstance(spectrum, dict):
-        raise fingerprint.fail("spectrum", "a mapping of names to lists of numbers")
-    kinds = Fields(spectrum, base.where, fingerprint.key("spectrum"), known=list(spectrum))
     return BaseRecord(
         name=base.text("name", BASE_NAME_PATTERN),
         source=base.text("source"),
@@ -223,7 +220,8 @@ def _base(base: Fields) -> BaseRecord:
         architecture=base.text("architecture"),
         fingerprint=FingerprintRecord(
             weights=fingerprint.text("weights", SHA256_PATTERN),
-            spectrum={kind: kinds.numbers(kind) for kind in kinds.values},
+            spectrum=fingerprint.number_lists("spectrum"),
+            probes=fingerprint.number_lists("probes") if fingerprint.has("probes") else {},
         ),
     )
 

@@ -257,7 +257,7 @@ def base_record(adapted: AdaptedModel) -> BaseRecord:
         source=identity.source,
         revision=identity.revision,
         architecture=identity.architecture,
-        fingerprint=FingerprintRecord(identity.weights, spectrum),
+        fingerprint=FingerprintRecord(identity.weights, spectrum, identity.probes),
     )
 
 

@@ -184,7 +184,8 @@ def chat_experts(
     def put(name: str, seed: int, **fields: Any) -> ExpertEntry:
         return publish(folder, identity, name, random_z(adapted.ranks, seed=seed, sigma=0.5), **fields)
 
-    foreign = replace(identity, name="other", weights="a" * 64)
+    opposite = {kind: [-number for number in numbers] for kind, numbers in identity.probes.items()}
+    foreign = replace(identity, name="other", weights="a" * 64, probes=opposite)
     return {
         "math": put("math", 1, examples=("What is 1 + 2?", "What is 3 * 4?")),
         "story": put("story", 2, examples=("Anna likes cats. Who likes cats?",)),

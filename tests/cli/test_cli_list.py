@@ -39,7 +39,8 @@ def known_base(tmp_path: Path) -> Path:
     folder.mkdir()
     path = identity_path(folder.resolve())
     path.parent.mkdir(parents=True)
-    record = {"weights": "a" * 64, "architecture": "LlamaForCausalLM", "files": weight_files(folder)}
+    fingerprint = {"weights": "a" * 64, "probes": {"q_proj": [30.0, -40.0]}}
+    record = {**fingerprint, "architecture": "LlamaForCausalLM", "files": weight_files(folder)}
     path.write_text(json.dumps(record))
     return folder
 

@@ -187,9 +187,9 @@ def test_categories_have_the_newest_expert_each(
     put("both", kind="mix", category="math", created=day(9), parents=parents)
     put("chooser", kind="dispatcher", category="story", created=day(9))
     put("everything", category="other", created=day(9))
-    theirs = replace(adapted.base.identity, weights="a" * 64)
+    theirs = replace(adapted.base.identity, weights="a" * 64, probes={})
     publish(tmp_path / "experts", theirs, "foreign", read_z(newest), created=day(9))
-    found = categories_of(LocalRegistry([tmp_path / "experts"]), adapted.base.identity.weights)
+    found = categories_of(TwoPass(adapted, LocalRegistry([tmp_path / "experts"])).resolver)
     assert [(category.name, category.reference) for category in found] == [("math", "adding@1"), ("story", "story@2")]
     assert found[0].examples == ("2 + 2?", "3 + 3?")
     assert found[0].description == "adds"
@@ -204,7 +204,7 @@ def test_a_category_has_the_expert_that_its_reference_means(
     fields = {"created": "2026-02-01T00:00:00Z", "examples": ("of the second",)}
     publish(tmp_path / "more", adapted.base.identity, "math", z, **fields)
     registry = LocalRegistry([tmp_path / "experts", tmp_path / "more"])
-    (category,) = categories_of(registry, adapted.base.identity.weights)
+    (category,) = categories_of(TwoPass(adapted, registry).resolver)
     assert registry.find(category.reference).registry == tmp_path / "experts"
     assert category.examples == ("of the first folder",)
 
@@ -213,7 +213,7 @@ def test_unusable_experts_are_refused_at_once(
     two_pass: TwoPass, adapted: AdaptedModel, put: Put, publish: Callable[..., ExpertEntry], tmp_path: Path
 ) -> None:
     z = read_z(put("math"))
-    publish(tmp_path / "experts", replace(adapted.base.identity, weights="a" * 64), "foreign", z)
+    publish(tmp_path / "experts", replace(adapted.base.identity, weights="a" * 64, probes={}), "foreign", z)
     with pytest.raises(NotFoundError, match="mth") as caught:
         two_pass.by_hand({"mth": 1.0})
     assert "did you mean math" in caught.value.hint

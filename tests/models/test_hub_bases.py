@@ -64,6 +64,27 @@ def offered(copied: Callable[..., Path], hub: Any) -> Path:
     return folder
 
 
+KNOWN = """
+import sys
+from t2cli.models.catalog import known_fingerprint, locate
+from t2cli.models.identity import identify
+base = sys.argv[1]
+assert known_fingerprint(base) is None
+identity = identify(locate(base))
+known = known_fingerprint(base)
+assert (known.weights, known.probes) == (identity.weights, identity.probes)
+assert known_fingerprint("org/Other") is known_fingerprint("org/a--b") is None
+"""
+
+
+def test_known_without_loading_once_it_was_used(tmp_path: Path, offered: Path, hub: Any) -> None:
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KNOWN, "org/Tiny-Model"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_fetched_once_then_from_the_cache_also_offline(fetch: Any, offered: Path, hub: Any) -> None:
     for name in ("pytorch_model.bin", "consolidated.safetensors", "logo.png", "onnx/model.safetensors"):
         (offered / name).parent.mkdir(exist_ok=True)

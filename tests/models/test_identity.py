@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from t2cli.models.catalog import identity_path, known_digest, locate, read_identity
 from t2cli.models.identity import BaseIdentity, identify
+from t2cli.svf.relation import relation
 
 SINGLE = "model.safetensors"
 
@@ -28,6 +29,38 @@ def test_same_weights_same_digest_in_any_precision(copied: Callable[..., Path]) 
     save_file({name: tensor.float() for name, tensor in tensors.items()}, high / SINGLE, {"format": "pt"})
     assert identity_of(low).weights == identity_of(high).weights
     assert identity_of(low).folder_name == f"low-{identity_of(high).weights[:12]}"
+
+
+def test_same_weights_same_fingerprint_however_many_shards(copied: Callable[..., Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder, sharded = copied(), copied(name="sharded")
+    (sharded / SINGLE).unlink()
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(sharded, max_shard_size="20KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    ours, theirs = identity_of(folder), identity_of(sharded)
+    assert (ours.weights, ours.probes) == (theirs.weights, theirs.probes)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-2, 5e-2])
+def test_drift_is_the_relative_distance_of_the_weights(size: float, copied: Callable[..., Path]) -> None:
+    folder, other = copied(name="one"), copied(name="two")
+    tensors = load_file(other / SINGLE)
+    generator = torch.Generator().manual_seed(1)
+    for W in tensors.values():
+        W += size * W.norm() * torch.randn(W.shape, generator=generator) / W.numel() ** 0.5
+    save_file(tensors, other / SINGLE, {"format": "pt"})
+    found = relation(identity_of(folder), identity_of(other))
+    assert found.kind == "relative"
+    assert found.drift == pytest.approx(size, rel=0.35)  # three standard errors
+
+
+def test_drift_between_seeds_of_one_recipe_is_that_of_strangers(base_folder: Callable[[str], Path]) -> None:
+    ours, theirs = identity_of(base_folder("llama")), identity_of(base_folder("mistral"))
+    assert set(ours.probes) == set(theirs.probes)
+    found = relation(ours, theirs)
+    assert found.kind == "foreign"
+    assert found.drift == pytest.approx(2**0.5, rel=0.35)
 
 
 def test_one_changed_number_changes_the_digest(copied: Callable[..., Path]) -> None:
@@ -84,12 +117,13 @@ def test_damaged_record_is_made_again(text: str, copied: Callable[..., Path]) ->
     assert identity_of(folder) == before
 
 
-def test_record_without_its_digest_is_made_again(copied: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("lacking", ["weights", "architecture", "probes"])
+def test_record_without_a_part_is_made_again(lacking: str, copied: Callable[..., Path]) -> None:
     folder = copied()
     before = identity_of(folder)
     path = identity_path(folder.resolve())
     record = json.loads(path.read_text())
-    path.write_text(json.dumps({"files": record["files"]}))
+    path.write_text(json.dumps({key: value for key, value in record.items() if key != lacking}))
     assert known_digest(str(folder)) is None
     assert identity_of(folder) == before
 

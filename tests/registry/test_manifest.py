@@ -102,6 +102,7 @@ def wrong(key: list[str | int], *values: object) -> list[tuple[tuple[str | int, 
         *wrong(["base"], None, "tiny", [], {}),
         *wrong(["base", "name"], "../x", "a/b", "", ".hidden"),
         *wrong(["base", "fingerprint", "weights"], "", "A" * 64, "a" * 63, 0, "g" * 64),
+        *wrong(["base", "fingerprint", "probes"], [], {"q": []}, {"q": [NAN]}, {"q": ["1"]}, {"q": 1}),
         *wrong(["base", "fingerprint", "spectrum"], [], {"q": []}, {"q": [NAN]}, {"q": ["1"]}, {"q": 1}),
         *wrong(["targets", "count"], 0, -1, 2.5, True, 2**40),
         *wrong(["targets", "parameters"], 0, "many", 2**40),
@@ -151,7 +152,7 @@ def test_an_unknown_key_is_named(manifest: ExpertManifest, path: tuple[str | int
     assert f"unknown key {named!r}" in caught.value.message
 
 
-OPTIONAL = {"examples", "training", "evaluation", "parents", "parent_alpha", "gain", "gain_ci95"}
+OPTIONAL = {"examples", "training", "evaluation", "parents", "parent_alpha", "gain", "gain_ci95", "probes"}
 
 
 def test_every_missing_key_is_named(manifest: ExpertManifest) -> None:

@@ -8,7 +8,18 @@ import struct
 import pytest
 import torch
 
-from t2cli.svf.fingerprint import drift, kind_of, spectrum_sketch, tensor_digest, weights_digest
+from t2cli.svf.fingerprint import (
+    BLOCK_ROWS,
+    PROBES,
+    kind_of,
+    probe_sums,
+    signs,
+    spectrum_drift,
+    spectrum_sketch,
+    tensor_digest,
+    tensor_probes,
+    weights_digest,
+)
 
 
 def random_matrix(seed: int = 0) -> torch.Tensor:
@@ -53,6 +64,52 @@ def test_total_digest_sees_names_shapes_and_values_but_no_order() -> None:
     assert len({weights_digest(tensors) for tensors in [one, *others]}) == 6
 
 
+def test_signs_are_the_bits_of_shake_whatever_the_library() -> None:
+    R = signs("l.q.weight", "rows", 19)
+    assert R.shape == (19, PROBES)
+    for index in range(PROBES):
+        stream = hashlib.shake_128(f"t2.probe/1\0l.q.weight\0rows\0{index}".encode()).digest(3)
+        bits = [stream[i // 8] >> i % 8 & 1 for i in range(19)]
+        assert R[:, index].tolist() == [1.0 - 2.0 * bit for bit in bits]
+
+
+def test_signs_are_others_for_each_weight_side_and_probe() -> None:
+    R = signs("a", "rows", 512)
+    others = [signs("b", "rows", 512), signs("a", "columns", 512), R.roll(1, dims=1)]
+    for other in others:
+        overlap = (R * other).mean(dim=0).abs()  # 0 for independent signs, with a standard error of 0.044
+        assert float(overlap.max()) < 0.2
+    assert float(R.mean(dim=0).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("m", [6, BLOCK_ROWS + 3])
+def test_probes_by_hand_for_any_number_of_blocks(m: int) -> None:
+    W = torch.randn(m, 5, generator=torch.Generator().manual_seed(m))
+    R1, R2 = signs("a", "rows", m), signs("a", "columns", 5)
+    by_hand = torch.stack([R1[:, k] @ W.double() @ R2[:, k] for k in range(PROBES)])
+    assert torch.allclose(tensor_probes("a", W), by_hand, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probes_do_not_depend_on_the_stored_precision(dtype: torch.dtype) -> None:
+    W = random_matrix().to(dtype)
+    assert torch.equal(tensor_probes("a", W), tensor_probes("a", W.float()))
+
+
+def test_the_mean_square_of_the_probes_is_the_squared_norm() -> None:
+    W = torch.randn(24, 16, generator=torch.Generator().manual_seed(3))
+    squares = torch.stack([tensor_probes(f"w{i}", W).square() for i in range(200)])
+    assert float(squares.mean() / W.double().square().sum()) == pytest.approx(1, abs=0.1)  # standard error 0.03
+
+
+def test_probe_sums_add_the_layers_of_a_kind_in_any_order() -> None:
+    parts = {f"layers.{i}.{kind}.weight": torch.full((2,), 10.0**i) for i in range(3) for kind in "qk"}
+    parts["layers.0.k.weight"] = torch.tensor([0.123456789, -2.0])
+    found = probe_sums(parts)
+    assert found == {"k": [110.123, 108.0], "q": [111.0, 111.0]}
+    assert probe_sums(dict(reversed(parts.items()))) == found
+
+
 def test_kind_of() -> None:
     assert kind_of("model.layers.3.mlp.up_proj.weight") == "up_proj"
     assert kind_of("model.layers.3.mlp.experts.gate_up_proj.12") == "gate_up_proj"
@@ -77,28 +134,28 @@ def sketch(scale: float = 1.0) -> dict[str, list[float]]:
 
 
 def test_drift_is_zero_for_itself_symmetric_and_grows() -> None:
-    assert drift(sketch(), sketch()) == 0
-    near, far = drift(sketch(), sketch(1.05)), drift(sketch(), sketch(3))
+    assert spectrum_drift(sketch(), sketch()) == 0
+    near, far = spectrum_drift(sketch(), sketch(1.05)), spectrum_drift(sketch(), sketch(3))
     assert near is not None
     assert far is not None
     assert 0 < near < 0.06 < far < 1
-    assert drift(sketch(1.05), sketch()) == near
+    assert spectrum_drift(sketch(1.05), sketch()) == near
 
 
 def test_drift_of_another_precision_is_small() -> None:
     W = random_matrix()
     spectra = [{"l.q.weight": torch.linalg.svdvals(V.double())} for V in (W, W.bfloat16())]
-    found = drift(*map(spectrum_sketch, spectra))
+    found = spectrum_drift(*map(spectrum_sketch, spectra))
     assert found is not None
     assert found < 0.01
 
 
 def test_drift_of_other_kinds_of_matrices_is_unknown() -> None:
-    assert drift(sketch(), {"q": [1.0] * 5}) is None
-    assert drift({}, {}) is None
-    assert drift({"q": [1.0] * 5}, {"q": [1.0] * 4}) is None
+    assert spectrum_drift(sketch(), {"q": [1.0] * 5}) is None
+    assert spectrum_drift({}, {}) is None
+    assert spectrum_drift({"q": [1.0] * 5}, {"q": [1.0] * 4}) is None
 
 
 def test_drift_of_zero_spectra_is_finite() -> None:
-    assert drift({"q": [0.0] * 5}, {"q": [0.0] * 5}) == 0
-    assert drift({"q": [0.0] * 5}, {"q": [1.0] * 5}) == 1
+    assert spectrum_drift({"q": [0.0] * 5}, {"q": [0.0] * 5}) == 0
+    assert spectrum_drift({"q": [0.0] * 5}, {"q": [1.0] * 5}) == 1

@@ -1,0 +1,148 @@
+"""t2 show: everything that is known of one expert, from its manifest alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath
+from t2cli.cli.output import Output, one_line
+
+if TYPE_CHECKING:
+    from t2cli.registry.local import ExpertEntry, LocalRegistry
+    from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, ParentRecord
+    from t2cli.svf.relation import Relation
+
+Row = tuple[str, str]
+
+
+def show(
+    expert: Annotated[str, typer.Argument(metavar="EXPERT", help="An expert: NAME, NAME@VERSION or NAME@sha256:...")],
+    base: Base = DEFAULT_BASE,
+    registry: RegistryPath = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show one expert: what it is for, how it was made, what it was measured to do.
+
+    Its base is compared with --base: the same, a close relative (and how far its weights are), or
+    foreign. The experts that a mix was made from are shown as a tree.
+    """
+    from t2cli.cli.session import search_path
+    from t2cli.models.catalog import known_fingerprint
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.registry.resolve import shown
+
+    out = Output(json=json, quiet=quiet)
+    entries = LocalRegistry(search_path(registry))
+    entry, how = shown(entries, expert, known_fingerprint(base))
+    place = {"digest": entry.digest, "path": str(entry.path), "source": entry.source}
+    fields = entry.manifest.to_dict()
+    fields["manifest_schema"] = fields.pop("schema")  # `schema` names the format of this very output
+    out.emit("show", {**fields, **place, "relation": asdict(how)})
+    rows = [*_what(entry), *_base(entry.manifest, how, base), *_making(entry), *_measured(entry.manifest)]
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        out.data(f"{label:<{width}}  {one_line(text)}".rstrip())
+    if entry.manifest.parents:
+        out.data("made from")
+        for line in lineage(entries, entry, set()):
+            out.data(line)
+
+
+def _what(entry: ExpertEntry) -> list[Row]:
+    manifest = entry.manifest
+    return [
+        ("expert", entry.reference),
+        ("digest", entry.digest),
+        ("kind", manifest.kind),
+        ("category", manifest.category),
+        ("description", manifest.description),
+        *(("example" if index == 0 else "", text) for index, text in enumerate(manifest.examples)),
+    ]
+
+
+def _base(manifest: ExpertManifest, how: Relation, base: str) -> list[Row]:
+    theirs = manifest.base
+    at = f" at {theirs.revision}" if theirs.revision else ""
+    return [
+        ("base", f"{theirs.folder}, {theirs.architecture}, from {theirs.source}{at}"),
+        ("weights", theirs.fingerprint.weights),
+        ("relation", relation_text(manifest, how, base)),
+    ]
+
+
+def relation_text(manifest: ExpertManifest, how: Relation, base: str) -> str:
+    """Return how the expert's base relates to --base, and what follows for its use."""
+    from t2cli.registry.resolve import in_words
+
+    if how.kind == "same":
+        return f"{in_words(how)} as {base}"
+    if how.kind == "relative":
+        return f"to {base}: {in_words(how)}; used with a warning"
+    if how.kind == "foreign":
+        return f"to {base}: {in_words(how)}; only used with --allow-foreign, where the shapes fit"
+    if not manifest.base.fingerprint.probes:
+        return f"to {base}: not known, for the manifest has no probes of the weights; treated as foreign"
+    return f"to {base}: not known yet, run t2 decompose {base}"
+
+
+def _making(entry: ExpertEntry) -> Iterator[Row]:
+    manifest = entry.manifest
+    targets, training = manifest.targets, manifest.training
+    yield "targets", f"{targets.selection}: {targets.count} matrices, {targets.parameters:,} numbers"
+    if training is not None:
+        what = f"{training.task}, preset {training.preset}, seed {training.seed}"
+        yield "training", f"{what}, {training.steps} steps in {training.seconds:.0f} s on {training.device}"
+        yield "settings", ", ".join(f"{key} {value}" for key, value in training.config.items())
+        yield "versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())
+    yield "created", manifest.created
+    yield "path", str(entry.path)
+    yield "source", entry.source
+
+
+def _measured(manifest: ExpertManifest) -> Iterator[Row]:
+    for row in manifest.evaluation:
+        yield "evaluation", evaluation_text(row)
+    if not manifest.evaluation:
+        yield "evaluation", "none"
+
+
+def evaluation_text(row: EvaluationRecord) -> str:
+    """Return what an evaluation found: accuracies, gain in points with its interval, p."""
+    around = f" [{100 * row.gain_ci95[0]:+.1f}, {100 * row.gain_ci95[1]:+.1f}]" if row.gain_ci95 else ""
+    return (
+        f"{row.task} ({row.split}, {row.n} questions, seed {row.seed}): {row.base_accuracy:.3f} -> "
+        f"{row.expert_accuracy:.3f}, gain {100 * row.gain:+.1f}{around} points, McNemar p = {row.mcnemar_p:.2g}"
+    )
+
+
+def lineage(registry: LocalRegistry, entry: ExpertEntry, seen: set[str], depth: int = 1) -> Iterator[str]:
+    """Yield a line for each expert that a mix was made from, its own parents below it; `seen` are digests so far."""
+    for parent in entry.manifest.parents:
+        found, note = _ancestor(registry, parent)
+        again = found is not None and found.digest in seen and bool(found.manifest.parents)
+        if found is not None and found.manifest.base.fingerprint.weights != entry.manifest.base.fingerprint.weights:
+            note = f" (made for {found.manifest.base.folder})"
+        yield "  " * depth + one_line(f"{parent.alpha:g} {parent.ref}{' (as above)' if again else note}")
+        if found is not None and not again:  # a mix of mixes may hold the same one very often
+            seen.add(found.digest)
+            yield from lineage(registry, found, seen, depth + 1)
+
+
+def _ancestor(registry: LocalRegistry, parent: ParentRecord) -> tuple[ExpertEntry | None, str]:
+    """Return the expert that a manifest names as a parent, by its digest, else why there is none."""
+    from t2cli.errors import CorruptArtifactError, NotFoundError
+    from t2cli.registry.reference import ExpertRef
+
+    exact = ExpertRef(ExpertRef.parse(parent.ref).name, digest=parent.digest)
+    try:
+        return registry.find(exact), ""
+    except NotFoundError:
+        return None, f" (not here: sha256:{parent.digest[:12]})"
+    except CorruptArtifactError:
+        return None, " (damaged here)"
