@@ -15,7 +15,7 @@ class DecomposeConfig:
     selection: str = "all"  # one of SELECTIONS
     device: str = "cpu"
     dtype: str | None = None  # of Q, one of BASIS_DTYPES; None: that of which the most is there, float32 at first
-    workers: int = 1  # small matrices that may be computed at the same time
+    workers: int = 0  # small matrices that may be computed at the same time, on the CPU; 0: one per thread
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from t2cli.errors import CorruptArtifactError, T2Error
 from t2cli.files import claimed
 from t2cli.models.basis_files import SUFFIX, BasisFiles
 from t2cli.models.basis_plan import announcement, bytes_for, require_room, seconds_for, work
+from t2cli.models.basis_pool import compute_each, workers_for
 from t2cli.models.catalog import BaseFiles
 from t2cli.models.identity import BaseIdentity
 from t2cli.paths import cache_dir
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from t2cli.models.targets import Target
     from t2cli.svf.basis import Basis
 
-SMALL_RANK = 1024  # larger matrices are computed alone: torch's own threads are enough for them
-SMALL_TOGETHER = 100_000_000  # bytes that small matrices may take together where the largest weight takes less
 PATIENCE = 0.1  # seconds between looks at what other processes are making
 
 
@@ -92,7 +90,7 @@ def decompose(
     computed = 0
     if missing := cache.missing(targets):
         require_room(cache.folder, bytes_for(cache, missing))
-        if not quiet and ((seconds := seconds_for(missing, config.device)) >= 1 or asked):
+        if not quiet and ((seconds := seconds_for(missing, config)) >= 1 or asked):
             print(f"decomposing {identity.name}: {announcement(cache, missing, seconds)}", file=sys.stderr)
         _clear_leftovers(cache)
         computed = _make_all(files, cache, missing, config, quiet)
@@ -134,7 +132,7 @@ def _make_all(
     ) as bar:
         while pending:
             elsewhere = []
-            for target, made in computed_in_order(pending, make, config.workers):
+            for target, made in compute_each(pending, make, workers_for(config)):
                 if made is None:
                     elsewhere.append(target)
                     continue
@@ -173,37 +171,6 @@ def _make(checkpoint: Checkpoint, cache: BasisFiles, device: str, target: Target
             ) from error
         cache.save(target, basis)
     return True
-
-
-def computed_in_order(
-    targets: Sequence[Target], make: Callable[[Target], bool | None], workers: int
-) -> Iterator[tuple[Target, bool | None]]:
-    """Yield each target with `make(target)`, begun in order; up to `workers` small ones run at the same time.
-
-    What is in memory at once takes no more than the largest weight alone, or than SMALL_TOGETHER where that is more.
-    """
-    if workers <= 1:
-        yield from ((target, make(target)) for target in targets)
-        return
-    costs = {target: 32 * target.shape[0] * target.shape[1] for target in targets}  # four float64 copies
-    limit = max(SMALL_TOGETHER, *costs.values())
-    costs |= {target: limit for target in targets if target.rank > SMALL_RANK}  # alone
-    running: dict[Future[bool | None], Target] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        for target in targets:
-            while running and (
-                len(running) == workers or costs[target] + sum(costs[other] for other in running.values()) > limit
-            ):
-                yield from _finished(running)
-            running[pool.submit(make, target)] = target
-        while running:
-            yield from _finished(running)
-
-
-def _finished(running: dict[Future[bool | None], Target]) -> Iterator[tuple[Target, bool | None]]:
-    """Wait until some of `running` are finished; take them out and yield them."""
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        yield running.pop(future), future.result()
 
 
 def load_basis(identity: BaseIdentity, target: Target, dtype: str = "float32") -> Basis:

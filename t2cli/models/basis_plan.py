@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t2cli.config import DecomposeConfig
 from t2cli.errors import T2Error
 from t2cli.models.basis_files import BasisFiles
 
 if TYPE_CHECKING:
     from t2cli.models.targets import Target
 
-SAMPLE = 384  # rank of the largest matrix that is decomposed to see how fast this machine is
+SAMPLE = 512  # rank of the largest matrix that is decomposed to see how fast this machine is
 
 
 def work(target: Target) -> int:
@@ -49,22 +50,29 @@ def bytes_for(files: BasisFiles, targets: Sequence[Target]) -> int:
     return sum(files.size(target) for target in targets)
 
 
-def seconds_for(targets: Sequence[Target], device: str) -> float:
-    """Estimate how long the targets take on `device` from the time that one random matrix takes."""
+def seconds_for(targets: Sequence[Target], config: DecomposeConfig) -> float:
+    """Estimate how long the targets take from the time that a few random matrices take side by side."""
     import torch
 
+    from t2cli.models.basis_pool import compute_each, workers_for
     from t2cli.models.targets import Target
     from t2cli.svf.basis import basis_of
 
-    r = min(SAMPLE, max(target.rank for target in targets))
-    generator = torch.Generator().manual_seed(0)
-    W = torch.randn(r, r, generator=generator)
+    r, workers = min(SAMPLE, max(target.rank for target in targets)), workers_for(config)
+    W = torch.randn(r, r, generator=torch.Generator().manual_seed(0))
+    sample = [Target(str(place), "", (r, r)) for place in range(2 * workers)]
+
+    def make(target: Target) -> bool:
+        basis_of(W, config.device).Q.cpu()  # what is on the CPU is finished
+        return True
+
     times = []
-    for _ in range(3):  # the first also starts threads and libraries
+    for _ in range(2):  # the first also starts threads and libraries
         started = time.perf_counter()
-        basis_of(W, device).Q.cpu()  # what is on the CPU is finished
+        for _ in compute_each(sample, make, workers):
+            pass
         times.append(time.perf_counter() - started)
-    return min(times) * sum(map(work, targets)) / work(Target("", "", (r, r)))
+    return min(times) * sum(map(work, targets)) / sum(map(work, sample))
 
 
 def in_bytes(n: int) -> str:

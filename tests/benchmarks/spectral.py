@@ -22,6 +22,7 @@ import torch
 from table import print_table, write_json
 
 WIDTHS = (512, 1024, 2048, 4096)
+Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # U, S, Vh
 
 
 def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -42,10 +43,9 @@ def product_speed() -> float:
     return 2 * 2048**3 / in_turn({"": lambda: A @ B}, 5)[""]
 
 
-def error_of(
-    W: torch.Tensor, changed: torch.Tensor, U: torch.Tensor, S: torch.Tensor, Vh: torch.Tensor, z: torch.Tensor
-) -> float:
+def error_of(W: torch.Tensor, changed: torch.Tensor, exact: Factors, z: torch.Tensor) -> float:
     """Return the relative Frobenius error of `changed` - W against the float64 factors."""
+    U, S, Vh = exact
     wanted = (U * (S * (z.double() - 1))) @ Vh
     return float((changed.double() - W.double() - wanted).norm() / wanted.norm())
 
@@ -60,19 +60,28 @@ def errors(W: torch.Tensor) -> tuple[float, float]:
     # in float64 from here on: what is measured is the factors, not the last addition to W
     ours = fold(W.double(), basis_of(W), z)
     theirs = W.double() + (U.double() * (S.double() * (z.double() - 1))) @ Vh.double()
-    return error_of(W, ours, *exact, z), error_of(W, theirs, *exact, z)
+    return error_of(W, ours, exact, z), error_of(W, theirs, exact, z)
 
 
 def of_matrices(
     name: str, matrices: Mapping[str, torch.Tensor], rounds: int, speed: float
 ) -> tuple[list[str], dict[str, object]]:
     """Return a table's row and the numbers of one set of matrices."""
-    from t2cli.svf.basis import bases_of, fold
+    from t2cli.config import DecomposeConfig
+    from t2cli.models.basis_pool import compute_each, workers_for
+    from t2cli.models.targets import Target
+    from t2cli.svf.basis import Basis, basis_of, fold
 
-    bases: dict[str, object] = {}
+    bases: dict[str, Basis] = {}
+    targets = [Target(key, "", tuple(W.shape)) for key, W in matrices.items()]
+
+    def make(target: Target) -> bool:
+        bases[target.weight] = basis_of(matrices[target.weight])
+        return True
 
     def decompose() -> None:
-        bases.update(bases_of(matrices))
+        for _ in compute_each(targets, make, workers_for(DecomposeConfig())):
+            pass
 
     def svd() -> None:
         for W in matrices.values():
@@ -80,8 +89,8 @@ def of_matrices(
 
     seconds = in_turn({"t2": decompose, "svd": svd}, rounds)
     measured = [errors(W) for W in list(matrices.values())[:14]]  # two layers of the default base
-    ours, theirs = (max(column) for column in zip(*measured, strict=True))
-    times = [b / max(a, 1e-12) for a, b in measured]
+    worst = max(error for error, _ in measured)
+    below = statistics.median(svd_error / error for error, svd_error in measured)
     stored = sum(4 * r * r + 8 * r for r in (min(W.shape) for W in matrices.values()))
     factors = sum(4 * (sum(W.shape) + 1) * min(W.shape) for W in matrices.values())
     z = {key: 1 + 0.1 * torch.randn(min(W.shape)) for key, W in matrices.items()}
@@ -92,12 +101,12 @@ def of_matrices(
         f"{seconds['t2']:.2f}",
         f"{seconds['svd']:.2f}",
         f"{seconds['svd'] / seconds['t2']:.2f}",
-        f"{ours:.1e}",
-        f"{statistics.median(times):.0f}",
+        f"{worst:.1e}",
+        f"{below:.0f}",
         f"{stored / factors:.2f}",
         f"{folding / (products / speed):.2f}",
     ]
-    numbers = {"seconds": seconds, "error": ours, "svd_error": theirs, "stored": stored, "factors": factors}
+    numbers = {"seconds": seconds, "errors": measured, "stored": stored, "factors": factors}
     return row, {**numbers, "folding": folding, "folding_limit": products / speed}
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_info
 
 from t2cli.config import DecomposeConfig
 from t2cli.errors import CorruptArtifactError, UsageError
@@ -23,12 +24,12 @@ from t2cli.models.base import load_base
 from t2cli.models.basis_cache import (
     Decomposition,
     basis_folder,
-    computed_in_order,
     decompose,
     load_bases,
     load_basis,
     singular_values,
 )
+from t2cli.models.basis_pool import compute_each
 from t2cli.models.catalog import BaseFiles, locate
 from t2cli.models.identity import BaseIdentity, identify
 from t2cli.models.targets import Target, checkpoint_targets
@@ -284,12 +285,27 @@ def test_small_matrices_run_together_and_large_ones_alone(workers: int) -> None:
             running.remove(target)
         return True
 
-    results = list(computed_in_order(targets, make, workers))
+    results = list(compute_each(targets, make, workers))
     assert sorted(results, key=lambda pair: int(pair[0].weight)) == [(target, True) for target in targets]
-    assert begun == targets
+    small_first = sorted(targets, key=lambda target: workers > 1 and target.rank > 1024)
+    assert begun == small_first
     assert max(map(len, seen)) == workers
     assert all(len(together) == 1 for together in seen if any(target.rank > 1024 for target in together))
     assert max(sum(32 * t.shape[0] * t.shape[1] for t in together) for together in seen) <= 100_000_000
+
+
+def test_threads_are_what_they_were_before() -> None:
+    threads, libraries = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
+    inside: list[int] = []
+
+    def make(target: Target) -> bool:
+        inside.append(torch.get_num_threads())
+        inside.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return True
+
+    assert len(list(compute_each([Target(str(place), "", (8, 8)) for place in range(4)], make, 2))) == 4
+    assert set(inside) == {1}
+    assert (torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]) == (threads, libraries)
 
 
 def test_an_error_in_a_worker_is_the_error(copied: Callable[..., Path]) -> None:
