@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
@@ -102,6 +103,14 @@ class TwoPass:
         ended = time.monotonic()
         to_first = (first[0] if first else ended) - started
         return Answer(text, decision, decision.seconds + to_first, ended - started, len(ids), len(completion.ids))
+
+    def per_row(self, rows: Sequence[Mapping[str, float] | str | None]) -> AbstractContextManager[None]:
+        """Answer each row of a batch as what it names: an expert, a mix of weights by expert, or None for the base.
+
+        Raises as Resolver.find for experts that cannot be used.
+        """
+        weights = [{row: 1.0} if isinstance(row, str) else row or {} for row in rows]
+        return self.adapted.per_row([self._z(row) for row in weights])
 
     def _z(self, weights: Mapping[str, float]) -> ZVectors | None:
         """Return the z of a mix of experts; the same one for the same mix, so that it is folded once."""

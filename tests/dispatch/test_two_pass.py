@@ -62,6 +62,19 @@ def test_a_mix_answers_as_the_mix_of_the_vectors(two_pass: TwoPass, adapted: Ada
     assert two_pass.answer(QUESTION, decision, SAMPLING).text == wanted
 
 
+def test_rows_of_a_batch_name_experts_mixes_and_the_base(two_pass: TwoPass, adapted: AdaptedModel, put: Put) -> None:
+    a, b = (read_z(put(name, seed=seed)) for seed, name in enumerate("ab"))
+    ids = [adapted.base.encode([{"role": "user", "content": text}]) for text in ("one", "three four", "five", "six")]
+    sampling = SamplingConfig(max_new_tokens=6)
+    with two_pass.per_row(["a", None, {"a": 0.5, "b": 0.25}, "b@1"]):
+        found = generate(adapted, ids, sampling)
+    for prompt, z, completion in zip(ids, (a, None, mix([(0.5, a), (0.25, b)]), b), found, strict=True):
+        with adapted.reference() if z is None else adapted.use_z(z):
+            assert generate(adapted, [prompt], sampling)[0] == completion
+    with pytest.raises(NotFoundError), two_pass.per_row(["a", "nobody"]):
+        pass
+
+
 def test_without_an_expert_the_base_answers(two_pass: TwoPass, adapted: AdaptedModel, put: Put) -> None:
     put("math")
     decision = two_pass.strategy("none").decide(QUESTION)

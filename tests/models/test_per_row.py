@@ -13,6 +13,7 @@ from t2cli.svf.lowrank import truncate
 from t2cli.svf.zvector import ZVectors
 
 IDS = torch.arange(3 * 9).view(3, 9) % 250
+LONG = torch.arange(3 * 60).view(3, 60) % 250  # so many tokens that products are computed the other way round
 
 
 @torch.no_grad()
@@ -20,27 +21,32 @@ def logits_of(adapted: AdaptedModel, ids: torch.Tensor = IDS) -> torch.Tensor:
     return adapted.model(input_ids=ids).logits
 
 
-def one_by_one(adapted: AdaptedModel, rows: list[ZVectors | None]) -> torch.Tensor:
+def one_by_one(adapted: AdaptedModel, rows: list[ZVectors | None], all_ids: torch.Tensor = IDS) -> torch.Tensor:
     """Return the logits of each row answered alone, with folded weights."""
     found = []
-    for ids, z in zip(IDS, rows, strict=True):
+    for ids, z in zip(all_ids, rows, strict=True):
         with adapted.reference() if z is None else adapted.use_z(z):
             found.append(logits_of(adapted, ids[None]))
     return torch.cat(found)
 
 
+@pytest.mark.parametrize("ids", [IDS, LONG], ids=["few", "many"])
 @pytest.mark.parametrize("spectral", [True, False])
 @pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3"])
 def test_rows_are_what_each_is_alone(
-    variant: str, spectral: bool, adapt: Callable[..., AdaptedModel], random_z: Callable[..., ZVectors]
+    variant: str,
+    spectral: bool,
+    ids: torch.Tensor,
+    adapt: Callable[..., AdaptedModel],
+    random_z: Callable[..., ZVectors],
 ) -> None:
     adapted = adapt(variant)
     adapted.spectral_bytes = (1 << 30) if spectral else 0
     rows = [random_z(adapted.ranks, 1), None, random_z(adapted.ranks, 2)]
     with adapted.per_row(rows):
         assert all((layer.spectral is not None) == spectral for layer in adapted.layers.values())
-        found = logits_of(adapted)
-    assert torch.allclose(found, one_by_one(adapted, rows), rtol=1e-4, atol=1e-4)
+        found = logits_of(adapted, ids)
+    assert torch.allclose(found, one_by_one(adapted, rows, ids), rtol=1e-4, atol=1e-4)
     adapted.release()
     assert all(layer.spectral is None for layer in adapted.layers.values())
 
