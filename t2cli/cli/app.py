@@ -26,7 +26,11 @@ COMMANDS = {
     "train": "t2cli.cli.train:train",
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
+    "diff": "t2cli.cli.diff:diff",
     "mix": "t2cli.cli.mix:mix",
+    "copy": "t2cli.cli.copy:copy",
+    "rm": "t2cli.cli.rm:rm",
+    "verify": "t2cli.cli.verify:verify",
     "chat": "t2cli.cli.chat:chat",
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed, TaskName
 from t2cli.cli.output import Output
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
@@ -28,7 +28,7 @@ DEFAULTS = TrainConfig()
 
 
 def train(
-    task: Annotated[str, typer.Option("--task", metavar="TASK", help="What to learn: a built-in task or a YAML file.")],
+    task: TaskName,
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")
     ] = "",

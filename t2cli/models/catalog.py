@@ -193,18 +193,23 @@ class KnownIdentity:
     fingerprint: Fingerprint
 
 
+def known_folder(base: str) -> Path | None:
+    """Return where the files of `base` are on this machine, or would be; None if they were never fetched."""
+    if base in CATALOG:
+        return converted_folder(base)
+    folder = Path(base).expanduser()
+    return folder.resolve() if folder.is_dir() else _cached_snapshot(base)
+
+
 def known_fingerprint(base: str) -> Fingerprint | None:
     """Return the fingerprint of `base` if it is known without loading anything, else None.
 
     A named base that was never used here has a digest and no probes.
     """
-    if base in CATALOG:
-        known = read_identity(converted_folder(base))
-        return known.fingerprint if known else Fingerprint(CATALOG[base].weights)
-    folder = Path(base).expanduser()
-    cached = folder.resolve() if folder.is_dir() else _cached_snapshot(base)
-    known = read_identity(cached) if cached else None
-    return known.fingerprint if known else None
+    folder = known_folder(base)
+    if folder is not None and (known := read_identity(folder)):
+        return known.fingerprint
+    return Fingerprint(CATALOG[base].weights) if base in CATALOG else None
 
 
 def known_digest(base: str) -> str | None:

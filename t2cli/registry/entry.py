@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2cli.errors import CorruptArtifactError, T2Error
+from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error
 from t2cli.registry.manifest import Z_FILE, ExpertManifest
 from t2cli.registry.reference import VERSION_PATTERN
 from t2cli.registry.zfile import NUMBER_BYTES, max_file_bytes
@@ -32,7 +32,7 @@ class Slot:
     @property
     def path(self) -> Path:
         """Return the version's folder."""
-        return self.registry / self.base / self.name / str(self.version)
+        return self.registry.joinpath(self.base, self.name, str(self.version))
 
     @property
     def reference(self) -> str:
@@ -62,14 +62,24 @@ class ExpertEntry:
         """Return the reference by version, as in math@2."""
         return f"{self.manifest.name}@{self.manifest.version}"
 
+    @property
+    def slot(self) -> Slot:
+        """Return the place it lies in."""
+        return Slot(self.registry, self.path.parent.parent.name, self.path.parent.name, int(self.path.name))
+
     def z_bytes(self) -> bytes:
         """Return the content of z.safetensors.
 
         Raises CorruptArtifactError if it is missing, of a size that cannot be right, or not the file the
-        manifest describes.
+        manifest describes; NotFoundError if the whole version was removed since its manifest was read.
         """
         path = self.path / Z_FILE
-        blob = read_inside(self.registry, path, max_file_bytes(self.manifest.targets.parameters))
+        try:
+            blob = read_inside(self.registry, path, max_file_bytes(self.manifest.targets.parameters))
+        except T2Error as error:
+            if os.path.lexists(self.path):
+                raise
+            raise NotFoundError(f"{self.reference} was removed by another process", hint="see: t2 list") from error
         if len(blob) <= NUMBER_BYTES * self.manifest.targets.parameters:
             raise CorruptArtifactError(f"{path} is truncated: it has only {len(blob)} bytes", hint=RESTORE)
         if hashlib.sha256(blob).hexdigest() != self.manifest.z.sha256:
@@ -150,7 +160,8 @@ def read_inside(registry: Path, path: Path, limit: int) -> bytes:
 
 def _names(folder: Path, problems: list[T2Error]) -> list[str]:
     try:
-        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry in found if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -159,7 +170,8 @@ def _names(folder: Path, problems: list[T2Error]) -> list[str]:
 
 
 def _folders(folder: Path, problems: list[T2Error]) -> list[str]:
-    return [name for name in _names(folder, problems) if os.path.isdir(folder / name)]  # noqa: PTH112 - never raises
+    # os.path never raises, and of thousands of folders building Path objects would take most of the time
+    return [name for name in _names(folder, problems) if os.path.isdir(f"{folder}/{name}")]  # noqa: PTH112
 
 
 def _unreadable(path: Path, error: OSError) -> T2Error:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from t2cli import paths
-from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NotFoundError, T2Error, UsageError
-from t2cli.files import disk_error, folder_being_made, locked
+from t2cli.errors import IncompatibleBaseError, NotFoundError, T2Error, UsageError
+from t2cli.files import clear_temporaries, disk_error, folder_being_made, locked, remove_whole
 from t2cli.lookup import near_matches
 from t2cli.registry.card import model_card
-from t2cli.registry.entry import CARD_FILE, MANIFEST_FILE, RESTORE, ExpertEntry, Slot, check_inside, read_entry, slots
-from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest, TargetsRecord
+from t2cli.registry.checks import check_z, problems_at
+from t2cli.registry.entry import CARD_FILE, MANIFEST_FILE, ExpertEntry, Slot, check_inside, read_entry, slots
+from t2cli.registry.listing import remember
+from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest
 from t2cli.registry.reference import VERSION_PATTERN, ExpertRef, check_name
-from t2cli.registry.zfile import check_finite, read_header
 
 __all__ = ["ExpertEntry", "LocalRegistry"]
 
@@ -54,11 +54,11 @@ class LocalRegistry:
         """
         entries: Entries = []
         self.problems = []
-        for slot in self._slots(problems=self.problems):
+        for slot in self.slots(problems=self.problems):
             if base_digest is not None and not slot.is_for(base_digest):
                 continue
             try:
-                entry = self._read(slot)
+                entry = self.read(slot)
             except T2Error as error:
                 if slot.path.is_dir():  # else another process removed it in the meantime
                     self.problems.append(error)
@@ -78,7 +78,7 @@ class LocalRegistry:
         instead), and UsageError for a malformed reference or one to the Hub.
         """
         ref = _local(ref)
-        candidates = self._candidates(ref)
+        candidates = self.candidates(ref)
         ours = [slot for slot in candidates if base_digest is None or slot.is_for(base_digest)]
         found = self._matching(ref, ours, base_digest)
         if found:
@@ -88,7 +88,7 @@ class LocalRegistry:
             raise self._incompatible(others[0], base_digest)
         raise NotFoundError(
             f"there is no expert {ref}, but others of that name",
-            hint=f"known: {', '.join(dict.fromkeys(slot.reference for slot in self._slots(ref.name)))}",
+            hint=f"known: {', '.join(dict.fromkeys(slot.reference for slot in self.slots(ref.name)))}",
         )
 
     def find_each(self, ref: ExpertRef | str) -> Entries:
@@ -98,7 +98,7 @@ class LocalRegistry:
         """
         ref = _local(ref)
         homes: dict[str, Slots] = {}
-        for slot in self._candidates(ref):
+        for slot in self.candidates(ref):
             homes.setdefault(slot.base, []).append(slot)
         found: Entries = []
         problems: Problems = []
@@ -124,12 +124,13 @@ class LocalRegistry:
         check_name(manifest.name)
         if not BASE_NAME_PATTERN.fullmatch(manifest.base.name):
             raise UsageError(f"{manifest.base.name!r} cannot be a base's short name", hint="leave out slashes")
-        _check_z(z, manifest.targets, Z_FILE)
+        check_z(z, manifest.targets, Z_FILE)
         root = self._writable()
         home = root / manifest.base.folder / manifest.name
         check_inside(root, home)
         record = replace(manifest.z, file=Z_FILE, sha256=hashlib.sha256(z).hexdigest())
         with self._locked():
+            clear_temporaries(home)
             slot = Slot(root, manifest.base.folder, manifest.name, self._next_version(manifest, home))
             manifest = replace(manifest, version=slot.version, z=record)
             text = manifest.to_yaml()
@@ -142,21 +143,32 @@ class LocalRegistry:
                     (folder / MANIFEST_FILE).write_bytes(text.encode())
             except FileExistsError as error:  # only by a program that does not take the lock
                 raise T2Error(f"{slot.path} appeared while it was being written", hint="try again") from error
-        return self._read(slot)
+            entry = self.read(slot)  # before anybody else can remove it
+        remember(entry)
+        return entry
 
     def remove(self, ref: ExpertRef | str, *, base_digest: str | None = None) -> ExpertRef:
         """Delete the one version that `ref` names, damaged or not, and return its exact reference.
 
+        Raises as `removable` and `remove_at`.
+        """
+        slot = self.removable(ref, among=lambda slot: base_digest is None or slot.is_for(base_digest))
+        self.remove_at(slot)
+        return ExpertRef(slot.name, version=slot.version)
+
+    def removable(self, ref: ExpertRef | str, *, among: Callable[[Slot], bool] = lambda slot: True) -> Slot:
+        """Return the place of the one version that `ref` names `among` some, damaged or not.
+
         Raises UsageError if several versions or bases fit or it lies in a folder that is not written to,
-        NotFoundError if there is none, T2Error if it cannot be deleted.
+        NotFoundError if there is none.
         """
         ref = _local(ref)
-        candidates = [slot for slot in self._candidates(ref) if base_digest is None or slot.is_for(base_digest)]
+        candidates = [slot for slot in self.candidates(ref) if among(slot)]
         if ref.digest is not None:
-            digests = {entry.path for entry in self._matching(ref, candidates, base_digest)}
+            digests = {entry.path for entry in self._matching(ref, candidates, None)}
             candidates = [slot for slot in candidates if slot.path in digests]
         if not candidates:
-            raise NotFoundError(f"there is no expert {ref} to remove", hint="see what there is with: t2 list")
+            raise NotFoundError(f"there is no expert {ref} to remove", hint="see what there is with: t2 list --all")
         root = self._writable()
         own = [slot for slot in candidates if slot.registry == root]
         if len(own) > 1:
@@ -167,8 +179,26 @@ class LocalRegistry:
                 f"{ref} is in {candidates[0].registry}, which is not written to",
                 hint=f"only experts in {root} can be removed",
             )
-        self._delete(own[0])
-        return ExpertRef(own[0].name, version=own[0].version)
+        return own[0]
+
+    def remove_at(self, slot: Slot) -> None:
+        """Delete what lies in `slot`; its version is not used again.
+
+        Raises NotFoundError if it is gone, CorruptArtifactError if a link leads out of the registry, T2Error if it
+        cannot be deleted.
+        """
+        check_inside(slot.registry, slot.path.parent)
+        with self._locked():
+            clear_temporaries(slot.path.parent)
+            if not os.path.lexists(slot.path):
+                raise NotFoundError(f"{slot.reference} was removed by another process")
+            doomed = slot.path.with_name(f".{slot.version}.tmp")
+            try:
+                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
+                slot.path.rename(doomed)
+                remove_whole(doomed)
+            except OSError as error:
+                raise disk_error(slot.path, error) from error
 
     def verify(self, entry: ExpertEntry) -> Lines:
         """Return everything that is wrong with an expert on disk, nothing if it is sound.
@@ -176,30 +206,21 @@ class LocalRegistry:
         Checks the manifest and that it is still the one in `entry`, the hash of z.safetensors, its header,
         that all numbers are finite, and that matrices and numbers are as many as the manifest says.
         """
-        found: Lines = []
-        slot = Slot(entry.registry, entry.path.parent.parent.name, entry.path.parent.name, int(entry.path.name))
-        try:
-            now = self._read(slot)
-            if now.digest != entry.digest:
-                found.append(f"{entry.path / MANIFEST_FILE} has changed: its SHA-256 is not {entry.digest}")
-            entry = now
-        except T2Error as error:
-            found.append(error.message)
-        try:
-            _check_z(entry.z_bytes(), entry.manifest.targets, str(entry.path / Z_FILE))
-        except T2Error as error:
-            found.append(error.message)
-        return found
+        return problems_at(entry.slot, entry)
 
-    def _slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
+    def slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
+        """Return every place on the search path that looks like a version of `name` (of any expert).
+
+        Nothing is read. Folders that cannot be listed are added to `problems`.
+        """
         problems = [] if problems is None else problems
         return [slot for registry in self.search_path for slot in slots(registry, problems, name)]
 
-    def _candidates(self, ref: ExpertRef) -> Slots:
+    def candidates(self, ref: ExpertRef) -> Slots:
         """Return the places `ref` may mean, best first; NotFoundError if there are none of that name."""
-        named = self._slots(ref.name)
+        named = self.slots(ref.name)
         if not named:
-            hint = near_matches(ref.name, {slot.name for slot in self._slots()})
+            hint = near_matches(ref.name, {slot.name for slot in self.slots()})
             raise NotFoundError(
                 f"there is no expert named {ref.name!r}", hint=hint or "there are no experts yet: train one"
             )
@@ -216,8 +237,10 @@ class LocalRegistry:
         problems: Problems = []
         for slot in places:
             try:
-                entry = self._read(slot)
+                entry = self.read(slot)
             except T2Error as error:
+                if not os.path.lexists(slot.path):  # another process removed it in the meantime
+                    continue
                 if ref.digest is None:
                     raise
                 problems.append(error)
@@ -233,15 +256,20 @@ class LocalRegistry:
         return found
 
     def _incompatible(self, entry: ExpertEntry, base_digest: str) -> IncompatibleBaseError:
-        known = {slot.base for slot in self._slots() if slot.is_for(base_digest)}
+        known = {slot.base for slot in self.slots() if slot.is_for(base_digest)}
         theirs, wanted = entry.manifest.base.folder, min(known, default=base_digest[:12])
         return IncompatibleBaseError(
             f"the expert {entry.manifest.name} is for the base {theirs}, not for {wanted}",
             hint=f"see t2 list, pass --base {entry.manifest.base.name}, or train one for this base",
         )
 
-    def _read(self, slot: Slot) -> ExpertEntry:
-        return read_entry(slot, self._sources.get(slot.registry, str(slot.registry)))
+    def read(self, slot: Slot) -> ExpertEntry:
+        """Read and check the manifest in `slot`, nothing else. Raises CorruptArtifactError if it is damaged."""
+        return read_entry(slot, self.source(slot))
+
+    def source(self, slot: Slot) -> str:
+        """Return what people call the registry that `slot` is in: "local", "shipped" or its path."""
+        return self._sources.get(slot.registry, str(slot.registry))
 
     def _writable(self) -> Path:
         if not self.search_path:
@@ -253,24 +281,10 @@ class LocalRegistry:
 
     def _next_version(self, manifest: ExpertManifest, home: Path) -> int:
         weights = manifest.base.fingerprint.weights
-        used = [slot.version for slot in self._slots(manifest.name) if slot.is_for(weights)]
+        used = [slot.version for slot in self.slots(manifest.name) if slot.is_for(weights)]
         marks = [mark.name[1:].removesuffix(_REMOVED) for mark in home.glob(f".*{_REMOVED}")]
         removed = [int(mark) for mark in marks if VERSION_PATTERN.fullmatch(mark)]
         return 1 + max([*used, *removed], default=0)
-
-    def _delete(self, slot: Slot) -> None:
-        check_inside(slot.registry, slot.path.parent)
-        with self._locked():
-            doomed = slot.path.with_name(f".{slot.version}.tmp")
-            try:
-                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
-                slot.path.rename(doomed)
-                if doomed.is_dir() and not doomed.is_symlink():
-                    shutil.rmtree(doomed)
-                else:
-                    doomed.unlink()
-            except OSError as error:
-                raise disk_error(slot.path, error) from error
 
 
 def _local(ref: ExpertRef | str) -> ExpertRef:
@@ -282,16 +296,3 @@ def _local(ref: ExpertRef | str) -> ExpertRef:
             hint=f"copy it into a registry, then name it {replace(ref, repo=None)}",
         )
     return ref
-
-
-def _check_z(blob: bytes, targets: TargetsRecord, where: str) -> None:
-    """Raise CorruptArtifactError unless `blob` is a sound z.safetensors of the stated size."""
-    shapes = read_header(blob, where)
-    count, parameters = len(shapes), sum(r for (r,) in shapes.values())
-    if (count, parameters) != (targets.count, targets.parameters):
-        raise CorruptArtifactError(
-            f"{where} has {count} matrices and {parameters} numbers, but the manifest says"
-            f" {targets.count} and {targets.parameters}",
-            hint=RESTORE,
-        )
-    check_finite(blob, where)
