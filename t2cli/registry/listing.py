@@ -218,9 +218,9 @@ def _load(root: Path) -> _Memory:
 def _save(root: Path, memory: _Memory, used: list[_Line], new: list[str]) -> None:
     """Append what is new, or write the cache anew where most of it is of no use any more."""
     if memory.lines > 2 * len(used) + SPARE_LINES:
-        bases = [memory.base_lines[key] for key in sorted({line.base for line in used})]
+        texts = [*memory.base_lines.values(), *(line.text for line in used), *new]
         with contextlib.suppress(T2Error):
-            write_atomic(cache_path(root), "".join(f"{text}\n" for text in [*bases, *(x.text for x in used), *new]))
+            write_atomic(cache_path(root), "".join(f"{text}\n" for text in texts))
     elif new:
         _append(root, new)
 
