@@ -34,6 +34,7 @@ def copy(
     """
     from t2cli.cli.session import search_path
     from t2cli.models.catalog import known_fingerprint
+    from t2cli.paths import expanded
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.manifest import ParentRecord, timestamp
     from t2cli.registry.reference import check_name
@@ -48,7 +49,7 @@ def copy(
     source, _ = shown(entries, expert, known_fingerprint(base))
     parent = ParentRecord(source.reference, source.digest, 1.0)
     manifest = replace(source.manifest, name=name or source.manifest.name, created=timestamp(), parents=(parent,))
-    target = entries if to is None else LocalRegistry([to.expanduser()])
+    target = entries if to is None else LocalRegistry([expanded(to)])
     made = target.put(manifest, source.z_bytes())
     parents = [{"ref": parent.ref, "digest": parent.digest, "alpha": parent.alpha}]
     out.emit("copy", {"expert": made.reference, "digest": made.digest, "path": str(made.path), "parents": parents})

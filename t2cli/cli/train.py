@@ -89,7 +89,7 @@ def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) ->
 
     known_task = load_task(task)
     check_name(expert := name or known_task.name)
-    place = task if task in task_names() else str(Path(task).expanduser().resolve())  # resumed from anywhere
+    place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
     identity = identify(locate(base, quiet=quiet), quiet=quiet)
     return known_task, RunSpec(place, expert, base, identity.weights, config), identity.folder_name
 
