@@ -83,6 +83,7 @@ def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) ->
     """Return the task, what a run is asked to do, and the name of the base's folder; raises for names there are not."""
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
+    from t2cli.paths import expanded
     from t2cli.registry.reference import check_name
     from t2cli.tasks.base import load_task, task_names
     from t2cli.training.checkpoint import RunSpec
