@@ -8,7 +8,10 @@ from pathlib import Path
 
 def expanded(path: str | Path) -> Path:
     """Return `path` with a leading ~ replaced by the home folder; as it is where that names nobody."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path raises for a user who does not exist
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):  # no such user, or no name of one
+        return Path(path)
 
 
 def t2_home() -> Path:

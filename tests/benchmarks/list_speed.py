@@ -23,7 +23,7 @@ from table import print_table, write_json
 from t2cli.paths import shipped_registry
 
 EMPTY = "import typer\napp = typer.Typer()\n@app.command()\ndef empty(): pass\napp()\n"
-SIZES = (100, 1_000)
+SIZES = (100, 1_000, 10_000)
 
 
 def fill(registry: Path, count: int) -> None:
