@@ -25,6 +25,11 @@ def converted_folder(name: str) -> Path:
     return cache_dir() / "models" / name
 
 
+def hub_experts(repo: str) -> Path:
+    """Return the registry of what references such as hf://org/repo/math fetched from that repository."""
+    return cache_dir() / "hub-experts" / repo
+
+
 def runs_dir() -> Path:
     """Return the folder of training runs."""
     return t2_home() / "runs"
