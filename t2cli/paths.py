@@ -55,6 +55,11 @@ def registry_search_path(registry: str | Path | None = None) -> list[Path]:
     return [t2_home() / "registry", shipped_registry()]
 
 
+def hub_endpoint() -> str | None:
+    """Return the address of the Hub that `HF_ENDPOINT` names; None: the public one."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
 def debug() -> bool:
     """Tell whether errors come with a traceback (`T2_DEBUG=1`)."""
     return os.environ.get("T2_DEBUG", "") not in ("", "0")

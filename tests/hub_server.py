@@ -88,12 +88,8 @@ class Hub:
     @property
     def downloaded(self) -> set[str]:
         """Return the names of the files that were fetched."""
-        names = {
-            re.sub("^.*/resolve/[^/]*/", "", path)
-            for method, path, _ in self.asked
-            if method == "GET" and "/resolve/" in path
-        }
-        return names
+        paths = [path for method, path, _ in self.asked if method == "GET"]
+        return {path.partition("/resolve/")[2].partition("/")[2] for path in paths} - {""}
 
     def repo(self, name: str) -> Repo:
         """Return a repository that can be written to."""
@@ -129,6 +125,7 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: Hub
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body in one packet: apart, each answer waits 40 ms for an acknowledgement
 
     def do_GET(self) -> None:
         self.answer()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from t2cli import __version__
 from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.models.targets import first_line
+from t2cli.paths import hub_endpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -24,7 +25,6 @@ TRIES = 5
 FIRST_PAUSE = 0.5  # seconds; doubled after each try
 LONGEST_PAUSE = 30  # a Hub that asks for a longer one is not waited for
 TIMEOUT = 60.0  # seconds without a byte
-CHUNK = 1 << 16
 
 TOO_MANY_REQUESTS = 429
 CONFLICTS = (409, 412)  # another commit came first
@@ -54,7 +54,7 @@ class HubRepo:
 
     def __init__(self, name: str, *, endpoint: str | None = None) -> None:
         self.name = name
-        self._endpoint = endpoint
+        self._endpoint = endpoint or hub_endpoint()
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """Return the repository at a branch, tag or commit; None: the newest commit."""
@@ -135,7 +135,7 @@ class HubRepo:
             hf_raise_for_status(response)
             if response.status_code != 206:  # the whole file, whatever was asked for
                 content.clear()
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_bytes():  # as they come: a fixed size would lose what came before a cut
                 content.extend(chunk)
                 if len(content) > size:
                     return
