@@ -181,12 +181,12 @@ def _response(error: BaseException) -> Any:
     return next((response for response in responses if response is not None), None)
 
 
-def _is_transport(error: BaseException) -> bool:
-    """Tell whether a connection failed: refused, timed out, or cut half-way."""
+def _failed_connection(error: BaseException, kind: str = "TransportError") -> bool:
+    """Tell whether a connection was refused, timed out or cut half-way; "ConnectError": whether there never was one."""
     from huggingface_hub import get_session
 
     client = importlib.import_module(type(get_session()).__module__.partition(".")[0])  # httpx, or its successor
-    return any(isinstance(cause, client.TransportError) for cause in _causes(error))
+    return any(isinstance(cause, getattr(client, kind)) for cause in _causes(error))
 
 
 def _pause(error: BaseException, tried: int) -> float | None:
@@ -194,7 +194,8 @@ def _pause(error: BaseException, tried: int) -> float | None:
     again = FIRST_PAUSE * 2 ** (tried - 1)
     response = _response(error)
     if response is None:
-        return again if _is_transport(error) else None
+        hopeless = tried > 1 and _failed_connection(error, "ConnectError")  # no network: say so soon
+        return again if _failed_connection(error) and not hopeless else None
     if response.status_code != TOO_MANY_REQUESTS and response.status_code < 500:
         return None
     asked = str(response.headers.get("Retry-After", ""))
