@@ -13,6 +13,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,6 +83,7 @@ class Hub:
     faults: list[Fault] = field(default_factory=list)
     before_commit: Callable[[], None] | None = None  # called once, when a commit comes in
     uploads: dict[str, bytes] = field(default_factory=dict)  # LFS objects by SHA-256
+    slow: float = 0.0  # seconds before each answer
     broken: bool = False  # answers every request with a server error
     url: str = ""
 
@@ -150,6 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.asked.append((self.command, path, self.token))
         if "Range" in self.headers:
             self.hub.ranges.append(self.headers["Range"])
+        time.sleep(self.hub.slow)
         if self.hub.broken:
             return self.reply(503)
         if self.fault is not None and self.fault.status:

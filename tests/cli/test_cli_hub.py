@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Fault, Hub, Repo
+from typer.testing import Result
 
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.vectors import read_z
@@ -142,13 +143,14 @@ def test_killed_at_any_moment_a_pull_leaves_whole_experts_only(
         assert t2("push", name, NAME, "--registry", registry).returncode == 0
     folder = tmp_path / "pulled"
     chance, seen = random.Random(0), set()
+    hub.slow = 0.05
     command = [sys.executable, "-m", "t2cli", "pull", NAME, "--registry", str(folder)]
     began = time.monotonic()
     assert t2("pull", NAME, "--registry", tmp_path / "whole").returncode == 0
     usual = time.monotonic() - began
     for _ in range(12):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        time.sleep(usual * chance.uniform(0.5, 1.0))
+        time.sleep(usual * chance.uniform(0.4, 1.1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         local = LocalRegistry([folder])
@@ -162,7 +164,7 @@ def test_killed_at_any_moment_a_pull_leaves_whole_experts_only(
     assert t2("pull", NAME, "--registry", folder).returncode == 0
     whole = {entry.digest for entry in LocalRegistry([tmp_path / "whole"]).list()}
     assert {entry.digest for entry in LocalRegistry([folder]).list()} == whole
-    assert seen, "no pull was killed"
+    assert len(seen) > 1, "no pull was killed half-way"
 
 
 @pytest.fixture
@@ -175,29 +177,32 @@ def chat_on_hub(t2: T2, chat_experts: dict[str, ExpertEntry], tmp_path: Path) ->
 
 
 def test_references_to_the_hub_answer_and_mix(
-    t2: T2, chat_on_hub: dict[str, ExpertEntry], base_folder: Callable[[str], Path], tmp_path: Path
+    run: Callable[..., Result],
+    chat_on_hub: dict[str, ExpertEntry],
+    base_folder: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     base = ["--base", base_folder("llama")]
     said = [*base, "--max-new-tokens", "8", "--json", "what is it"]
-    remote = t2("chat", *said, "--expert", "hf://org/experts/math")
-    assert remote.returncode == 0, remote.stderr
+    remote = run("chat", *said, "--expert", "hf://org/experts/math")
+    assert remote.exit_code == 0, remote.stderr
     assert remote.stderr.splitlines()[-1] == "[hf://org/experts/math@1]"
-    local = t2("chat", *said, "--expert", "math", "--registry", tmp_path / "experts")
+    local = run("chat", *said, "--expert", "math", "--registry", tmp_path / "experts")
     assert json.loads(remote.stdout)["answer"] == json.loads(local.stdout)["answer"]
 
-    mixed = t2("mix", "hf://org/experts/math@1:0.5", "hf://org/experts/story:0.25", "--name", "both", *base)
-    assert mixed.returncode == 0, mixed.stderr
+    mixed = run("mix", "hf://org/experts/math@1:0.5", "hf://org/experts/story:0.25", "--name", "both", *base)
+    assert mixed.exit_code == 0, mixed.stderr
     assert mixed.stdout == "both@1 = 0.5 hf://org/experts/math@1 + 0.25 hf://org/experts/story@1\n"
-    here = t2("mix", "math:0.5", "story:0.25", "--name", "both", *base, "--registry", tmp_path / "experts")
-    assert here.returncode == 0, here.stderr
+    here = run("mix", "math:0.5", "story:0.25", "--name", "both", *base, "--registry", tmp_path / "experts")
+    assert here.exit_code == 0, here.stderr
     ours, theirs = (LocalRegistry([tmp_path / name]).find("both") for name in ("mine", "experts"))
     assert {name: z.tolist() for name, z in read_z(ours).items()} == {
         name: z.tolist() for name, z in read_z(theirs).items()
     }
     assert [parent.ref for parent in ours.manifest.parents] == ["hf://org/experts/math@1", "hf://org/experts/story@1"]
-    tree = t2("show", "both", *base)
+    tree = run("show", "both", *base)
     assert "0.5 hf://org/experts/math@1\n" in tree.stdout  # found: no note that it is not here
 
-    by_hand = t2("chat", *said, "--mix", "hf://org/experts/math@1:0.5,hf://org/experts/story@1:0.25")
-    named = t2("chat", *said, "--expert", "both")
+    by_hand = run("chat", *said, "--mix", "hf://org/experts/math@1:0.5,hf://org/experts/story@1:0.25")
+    named = run("chat", *said, "--expert", "both")
     assert json.loads(by_hand.stdout)["answer"] == json.loads(named.stdout)["answer"]
