@@ -26,7 +26,7 @@ from t2cli.registry.manifest import Z_FILE, ExpertManifest
 from t2cli.registry.reference import HUB_SCHEME, REPO_PATTERN, ExpertRef
 from t2cli.registry.zfile import NUMBER_BYTES, max_file_bytes
 
-MAX_EXPERTS = 2000  # versions in one repository; each asked for costs a request
+MAX_MANIFESTS = 1000  # that are read at once: each costs a request
 
 _PLACE = re.compile(
     rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,111}})/([a-z0-9][a-z0-9._-]{{0,63}})/([1-9][0-9]{{0,8}})/{re.escape(MANIFEST_FILE)}"
@@ -77,12 +77,10 @@ class Pulled:
 
 
 def places(snapshot: Snapshot) -> list[Slot]:
-    """Return where a repository has experts, known from file names alone; UsageError if they are too many."""
+    """Return where a repository has experts, known from file names alone."""
     matches = (_PLACE.fullmatch(path) for path in snapshot.sizes)
     # `registry` is the repository itself, so that `path` is the path in it
     found = [Slot(Path(), match[1], match[2], int(match[3])) for match in matches if match]
-    if len(found) > MAX_EXPERTS:
-        raise UsageError(f"the repository holds {len(found)} experts, more than {MAX_EXPERTS}", hint="split it")
     return sorted(found, key=lambda slot: (slot.name, slot.base, slot.version))
 
 
@@ -115,15 +113,15 @@ def wanted(repo: HubRepo, snapshot: Snapshot, expert: ExpertRef | None, *, every
         hint = near_matches(expert.name, {slot.name for slot in there})
         raise NotFoundError(f"{repo.name} has no expert named {expert.name!r}", hint=hint)
     if expert is None or (expert.version is None and expert.digest is None):
-        yield from (read_published(repo, snapshot, slot) for slot in (named if every else newest(named)))
+        chosen = _bounded(named if every else newest(named))
+        yield from (read_published(repo, snapshot, slot) for slot in chosen)
         return
     found = False
-    for slot in named:
-        if expert.version in (None, slot.version):
-            published = read_published(repo, snapshot, slot)
-            if expert.digest is None or published.digest.startswith(expert.digest):
-                found = True
-                yield published
+    for slot in _bounded([slot for slot in named if expert.version in (None, slot.version)]):
+        published = read_published(repo, snapshot, slot)
+        if expert.digest is None or published.digest.startswith(expert.digest):
+            found = True
+            yield published
     if not found:
         known = ", ".join(dict.fromkeys(slot.reference for slot in named))
         raise NotFoundError(f"{repo.name} has no {expert}, but others of that name", hint=f"known: {known}")
@@ -173,7 +171,7 @@ def listed(repo: HubRepo, revision: str | None, *, every: bool = False) -> tuple
     there = places(snapshot)
     entries: list[ExpertEntry] = []
     problems: list[T2Error] = []
-    for slot in there if every else newest(there):
+    for slot in _bounded(there if every else newest(there)):
         try:
             one = read_published(repo, snapshot, slot)
         except CorruptArtifactError as error:
@@ -182,6 +180,12 @@ def listed(repo: HubRepo, revision: str | None, *, every: bool = False) -> tuple
             source = f"{HUB_SCHEME}{repo.name}"
             entries.append(ExpertEntry(one.manifest, slot.path, one.digest, slot.registry, source))
     return entries, problems
+
+
+def _bounded(slots: list[Slot]) -> list[Slot]:
+    if len(slots) > MAX_MANIFESTS:
+        raise UsageError(f"these are {len(slots)} experts, more than {MAX_MANIFESTS}", hint="name one of them")
+    return slots
 
 
 def _has(registry: LocalRegistry, ref: ExpertRef) -> bool:

@@ -7,6 +7,7 @@ What this file adds are bounds on sizes, tries and waits, reads that go on where
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from t2cli.models.targets import first_line
 from t2cli.paths import hub_endpoint
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
 
 TRIES = 5
 FIRST_PAUSE = 0.5  # seconds; doubled after each try
@@ -55,15 +56,19 @@ class HubRepo:
     def __init__(self, name: str, *, endpoint: str | None = None) -> None:
         self.name = name
         self._endpoint = endpoint or hub_endpoint()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what fails for good is said by an error of ours
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """Return the repository at a branch, tag or commit; None: the newest commit."""
         what = self.name if revision is None else f"{self.name}@{revision}"
-        info = self._asked(what, lambda: self._api.model_info(self.name, revision=revision, files_metadata=True))
+        info = self._asked(what, lambda: self._described(revision))
         if not info.sha:
             raise NetworkError(f"the Hub does not say which commit {what} is", hint="check HF_ENDPOINT")
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         return Snapshot(info.sha, sizes, bool(info.private))
+
+    def _described(self, revision: str | None) -> ModelInfo:
+        return self._api.model_info(self.name, revision=revision, files_metadata=True, timeout=TIMEOUT)
 
     def read(self, snapshot: Snapshot, path: str, limit: int) -> bytes:
         """Return a file of the snapshot. Nothing is fetched of one larger than `limit` bytes: CorruptArtifactError."""
@@ -152,7 +157,7 @@ class HubRepo:
         tried = 0
         while True:
             try:
-                get_session().timeout = TIMEOUT  # huggingface_hub sets none: a silent Hub would hang t2
+                _bound(get_session())
                 return call()
             except T2Error:
                 raise
@@ -165,6 +170,22 @@ class HubRepo:
 
 
 BROKEN = "do not use it; tell the owner of the repository"
+
+
+def _bound(client: Any) -> None:
+    """Let huggingface_hub's HTTP client wait neither for ever, as it does by default, nor as long as a Hub asks."""
+    client.timeout = TIMEOUT
+    hooks = client.event_hooks
+    if _refuse_long_waits not in hooks["response"]:
+        client.event_hooks = {**hooks, "response": [*hooks["response"], _refuse_long_waits]}
+
+
+def _refuse_long_waits(response: Any) -> None:
+    asked = str(response.headers.get("Retry-After", ""))
+    if response.status_code == TOO_MANY_REQUESTS and asked.isdigit() and int(asked) > LONGEST_PAUSE:
+        raise NetworkError(
+            f"the Hub takes no more requests at present: it asks to wait {asked} seconds", hint="try again later"
+        )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -199,9 +220,7 @@ def _pause(error: BaseException, tried: int) -> float | None:
     if response.status_code != TOO_MANY_REQUESTS and response.status_code < 500:
         return None
     asked = str(response.headers.get("Retry-After", ""))
-    if not asked.isdigit():
-        return again
-    return float(asked) if int(asked) <= LONGEST_PAUSE else None
+    return float(min(int(asked), LONGEST_PAUSE)) if asked.isdigit() else again
 
 
 def _explained(error: Exception, what: str) -> T2Error:
@@ -214,6 +233,8 @@ def _explained(error: Exception, what: str) -> T2Error:
         RevisionNotFoundError,
     )
 
+    if ours := next((cause for cause in _causes(error) if isinstance(cause, T2Error)), None):
+        return ours
     response = _response(error)
     status = None if response is None else int(response.status_code)
     login = "log in with `hf auth login` or set HF_TOKEN"

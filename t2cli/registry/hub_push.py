@@ -16,6 +16,7 @@ from t2cli.registry.manifest import Z_FILE, ExpertManifest
 
 TRIES = 2  # a conflict means that somebody else pushed: once more, after theirs
 MAX_CARD_BYTES = 1 << 20
+MAX_CARD_EXPERTS = 200  # each costs a request
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _card(entry: ExpertEntry, repo: HubRepo, snapshot: Snapshot, license_id: str
     own = entry.manifest
     mine = Slot(entry.registry, own.base.folder, own.name, own.version)
     experts = [own]
-    for slot in newest(places(snapshot)):
+    for slot in newest(places(snapshot))[:MAX_CARD_EXPERTS]:
         if (slot.base, slot.name) == (mine.base, mine.name):
             if slot.version < mine.version:
                 continue

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, Hub, Repo
+from hub_server import Fault, Hub, Repo, running
 
 from t2cli import paths
 from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
@@ -254,6 +254,21 @@ def test_who_may_not_write_is_told_so(
     assert (caught.value.exit_code, "token" in caught.value.hint) == (1, True)
 
 
+def test_pulls_at_the_same_time_do_not_disturb_each_other(
+    hub: Hub, entry: ExpertEntry, published: Pushed, other: LocalRegistry
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(_: int) -> list[Pulled]:
+        return pulled(HubRepo(NAME, endpoint=hub.url), LocalRegistry(other.search_path))
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(one, range(4)))
+    assert {result[0].entry.digest for result in results} == {entry.digest}
+    assert other.verify(other.list()[0]) == []
+    assert [path.name for path in other.list()[0].path.parent.iterdir()] == ["1"]
+
+
 def test_newest_every_and_exact_versions(
     repo: HubRepo, published: Pushed, registry: LocalRegistry, entry: ExpertEntry, tmp_path: Path, make: Make, z: bytes
 ) -> None:
@@ -394,9 +409,42 @@ def test_a_hub_that_asks_for_an_hour_is_not_waited_for(
     hub: Hub, repo: HubRepo, published: Pushed, other: LocalRegistry
 ) -> None:
     hub.faults.append(Fault("GET", "/resolve/", times=99, status=429, headers={"Retry-After": "3600"}))
-    with pytest.raises(NetworkError, match="no more requests"):
+    with pytest.raises(NetworkError, match=r"no more requests .* 3600 seconds"):
         pulled(repo, other)
     assert hub.faults[0].times == 98
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/preupload/"), ("POST", "/objects/batch$"), ("PUT", "/lfs/")])
+def test_an_upload_does_not_wait_for_an_hour_either(
+    hub: Hub, repo: HubRepo, entry: ExpertEntry, registry: LocalRegistry, method: str, path: str
+) -> None:
+    hub.faults.append(Fault(method, path, times=99, status=429, headers={"Retry-After": "3600"}))
+    with pytest.raises(NetworkError, match="3600 seconds"):
+        push(entry, repo, registry)
+    assert hub.faults[0].times == 98
+    assert len(hub.repo(NAME).commits) == 1
+
+
+def test_a_hub_that_falls_silent_is_not_waited_for(
+    hub: Hub, repo: HubRepo, published: Pushed, other: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_client, "TIMEOUT", 0.05)
+    hub.slow = 0.5
+    with pytest.raises(NetworkError):
+        pulled(repo, other)
+
+
+def test_a_token_is_not_sent_to_where_the_hub_redirects(
+    hub: Hub, repo: HubRepo, published: Pushed, other: LocalRegistry
+) -> None:
+    with running() as storage:
+        storage.repos[NAME] = hub.repo(NAME)
+        path = f"/{NAME}/resolve/main/{next(name for name in hub.repo(NAME).files if name.endswith('safetensors'))}"
+        hub.faults.append(Fault("GET", r"z\.safetensors$", status=302, headers={"Location": storage.url + path}))
+        storage.faults.append(Fault("GET", r"z\.safetensors$", cut=9))
+        assert [one.new for one in pulled(repo, other)] == [True]
+        assert [token for _, _, token in storage.asked] == [None]
+    assert {token for method, _, token in hub.asked if method == "GET"} == {"Bearer hf_writer"}
 
 
 @pytest.mark.parametrize(
