@@ -33,28 +33,25 @@ def push(
     """
     from t2cli.cli.session import search_path
     from t2cli.models.catalog import hub_bars, known_fingerprint
-    from t2cli.registry.hub import HubSource
     from t2cli.registry.hub_client import HubRepo
     from t2cli.registry.hub_push import push as publish
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import shown
 
     out = Output(json=json, quiet=quiet)
-    target = HubSource.parse(repo)
-    if target.expert is not None or target.revision is not None:
-        raise UsageError(f"{repo} is no repository", hint="write it as ORG/REPO: name and version are the expert's own")
+    target = _repository(repo)
     entries = LocalRegistry(search_path(registry))
     entry, _ = shown(entries, expert, known_fingerprint(base))
     with hub_bars(show=not quiet and sys.stderr is not None and sys.stderr.isatty()):
-        done = publish(entry, HubRepo(target.repo), entries, private=private, license_id=license_id)
+        done = publish(entry, HubRepo(target), entries, private=private, license_id=license_id)
     manifest = entry.manifest
-    reference = f"hf://{target.repo}/{manifest.name}@{manifest.version}"
+    reference = f"hf://{target}/{manifest.name}@{manifest.version}"
     out.emit(
         "push",
         {
             "expert": entry.reference,
             "digest": entry.digest,
-            "repo": target.repo,
+            "repo": target,
             "ref": reference,
             "commit": done.commit,
             "tag": done.tag,
@@ -64,3 +61,13 @@ def push(
     out.data(reference)
     state = "published" if done.new else "was published before, nothing changed"
     out.say(f"{state}: {entry.reference} for {manifest.base.folder}, tag {done.tag}, commit {done.commit[:12]}")
+
+
+def _repository(text: str) -> str:
+    """Return the repository that an argument names; UsageError if it names more, or none."""
+    from t2cli.registry.hub import HubSource
+
+    source = HubSource.parse(text)
+    if source.expert is not None or source.revision is not None:
+        raise UsageError(f"{text} is no repository", hint="write it as ORG/REPO: name and version are the expert's own")
+    return source.repo

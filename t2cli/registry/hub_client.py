@@ -56,7 +56,6 @@ class HubRepo:
     def __init__(self, name: str, *, endpoint: str | None = None) -> None:
         self.name = name
         self._endpoint = endpoint or hub_endpoint()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what fails for good is said by an error of ours
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """Return the repository at a branch, tag or commit; None: the newest commit."""
@@ -173,7 +172,11 @@ BROKEN = "do not use it; tell the owner of the repository"
 
 
 def _bound(client: Any) -> None:
-    """Let huggingface_hub's HTTP client wait neither for ever, as it does by default, nor as long as a Hub asks."""
+    """Let huggingface_hub's HTTP client wait neither for ever, as it does by default, nor as long as a Hub asks.
+
+    Nor shall it talk of each try.
+    """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what fails for good, an error of ours says
     client.timeout = TIMEOUT
     hooks = client.event_hooks
     if _refuse_long_waits not in hooks["response"]:

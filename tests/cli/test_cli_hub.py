@@ -128,6 +128,14 @@ def test_exit_codes(t2: T2, hub: Hub, pushed: object, make_expert: Make, tmp_pat
     stopped(t2("pull", NAME), 6, "requests")
 
 
+def test_a_failure_that_passed_is_not_talked_about(t2: T2, hub: Hub, registry: Path) -> None:
+    hub.faults += [Fault("PUT", "/lfs/", status=500), Fault("GET", "/resolve/", cut=0)]
+    for command in (["push", "math@2", NAME, "--registry", registry, "--quiet"], ["pull", NAME, "--quiet"]):
+        result = t2(*command)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert [fault.times for fault in hub.faults] == [0, 0]
+
+
 def test_an_empty_repository_is_said_to_be_empty(t2: T2, hub: Hub) -> None:
     hub.repos[NAME] = Repo()
     result = t2("list", "--remote", NAME)
