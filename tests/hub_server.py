@@ -306,7 +306,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate(self) -> None:
         _, head, _ = json.loads(self.sent)["content"].split("---\n", 2)
-        errors = [] if isinstance(yaml.safe_load(head), dict) else [{"message": "no mapping"}]
+        known = re.fullmatch(r"[a-z0-9.-]+", yaml.safe_load(head).get("license", "mit"))
+        errors = [] if known else [{"message": '"license" must be one of the known ids'}]
         return self.reply(400 if errors else 200, json.dumps({"errors": errors, "warnings": []}).encode())
 
     def received(self) -> bytes:

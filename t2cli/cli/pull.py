@@ -38,8 +38,9 @@ def pull(
     wanted = HubSource.parse(source)
     entries = LocalRegistry(search_path(registry))
     records: list[dict[str, object]] = []
+    commit = ""
     for pulled in fetch(HubRepo(wanted.repo), wanted, entries, every=every):
-        entry = pulled.entry
+        entry, commit = pulled.entry, pulled.commit
         out.data(entry.reference)
         out.say(f"{'fetched' if pulled.new else 'was here already'}: {entry.reference} in {entry.path}")
         records.append(
@@ -51,4 +52,4 @@ def pull(
                 "pulled": pulled.new,
             }
         )
-    out.emit("pull", {"repo": wanted.repo, "revision": wanted.revision, "experts": records})
+    out.emit("pull", {"repo": wanted.repo, "revision": wanted.revision, "commit": commit, "experts": records})

@@ -70,10 +70,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What became of one expert of a pull; `new` tells whether it was fetched, not here already."""
+    """What became of one expert of a pull; `new`: it was not here already; `commit`: that of the repository."""
 
     entry: ExpertEntry
     new: bool
+    commit: str
 
 
 def places(snapshot: Snapshot) -> list[Slot]:
@@ -138,10 +139,11 @@ def pull(repo: HubRepo, source: HubSource, registry: LocalRegistry, *, every: bo
     here = [present(registry, published.slot, published.digest, published.origin) for published in experts]
     for published, entry in zip(experts, here, strict=True):
         if entry is not None:
-            yield Pulled(entry, new=False)
+            yield Pulled(entry, False, snapshot.commit)
         else:
             z = _read_z(repo, snapshot, published)
-            yield Pulled(adopt(registry, published.slot, published.text, z, published.origin), new=True)
+            made = adopt(registry, published.slot, published.text, z, published.origin)
+            yield Pulled(made, True, snapshot.commit)
 
 
 def hub_registry(repo: str) -> LocalRegistry:

@@ -262,7 +262,7 @@ def _explained(error: Exception, what: str) -> T2Error:
     if status == TOO_MANY_REQUESTS:
         return NetworkError(f"the Hub takes no more requests for {what} at present", hint="try again later")
     if status is not None and status < 500:
-        return T2Error(f"the Hub refused {what}: {first_line(error)}", hint="see what it says")
+        return T2Error(f"the Hub refused {what}: {' '.join(str(error).split())[:300]}", hint="change what it names")
     why = f"the Hub failed with status {status}" if status else first_line(error)
     return NetworkError(
         f"{what}: the Hub could not be reached or failed: {why}",

@@ -88,6 +88,7 @@ def test_publish_list_pull_and_show(
         "schema": "t2.pull/1",
         "repo": NAME,
         "revision": None,
+        "commit": hub.repo(NAME).head,
         "experts": [{**record, "pulled": True}],
     }
     assert json.loads(t2("list", "--json").stdout)["experts"][0]["digest"] == entry.digest

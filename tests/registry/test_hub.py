@@ -198,6 +198,29 @@ def test_the_card_names_base_metrics_and_use(
     assert "--expert hf://org/experts/math@1" in text
 
 
+def test_the_card_is_one_that_the_client_reads(
+    hub: Hub, repo: HubRepo, published: Pushed, registry: LocalRegistry, make: Make, z: bytes
+) -> None:
+    from huggingface_hub import ModelCard
+
+    push(registry.put(make("story", description="<b>a | b</b>\u00e9"), z), repo, registry)
+    card = ModelCard(hub.repo(NAME).files["README.md"].decode())
+    results = card.data.eval_results
+    assert [(one.metric_type, one.metric_value, one.dataset_name) for one in results] == [
+        ("accuracy", 0.42, "sums")
+    ] * 2
+    assert card.data.base_model == ["org/tiny-model"]
+    assert r"\<b\>a \| b\</b\>é" in card.text
+
+
+def test_what_the_hub_finds_wrong_with_a_card_is_said(
+    hub: Hub, repo: HubRepo, entry: ExpertEntry, registry: LocalRegistry
+) -> None:
+    with pytest.raises(T2Error, match="license") as caught:
+        push(entry, repo, registry, license_id="My License")
+    assert (caught.value.exit_code, len(hub.repo(NAME).commits)) == (1, 1)
+
+
 def test_a_base_that_is_not_from_the_hub_has_no_id_in_the_card(
     hub: Hub, repo: HubRepo, registry: LocalRegistry, make: Make, z: bytes
 ) -> None:
