@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ def write_version(slot: Slot, text: bytes, z: bytes, card: str) -> None:
 
     Raises T2Error if it cannot be written or is there already.
     """
+    for left in slot.path.parent.glob(".*.tmp"):  # by a process that was killed: whoever lives holds the lock
+        shutil.rmtree(left, ignore_errors=True)
     try:
         with folder_being_made(slot.path) as folder:
             (folder / Z_FILE).write_bytes(z)

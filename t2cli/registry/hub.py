@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2cli import paths
-from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
+from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.lookup import near_matches
 from t2cli.registry.adopt import adopt, present
 from t2cli.registry.entry import MANIFEST_FILE, MAX_MANIFEST_BYTES, ExpertEntry, Slot, parse_manifest
@@ -151,19 +151,25 @@ def hub_registry(repo: str) -> LocalRegistry:
     return LocalRegistry([paths.hub_experts(repo)], source=f"{HUB_SCHEME}{repo}")
 
 
-def fetched(ref: ExpertRef) -> LocalRegistry:
+def fetched(ref: ExpertRef, base_digest: str | None = None) -> LocalRegistry:
     """Return the registry of what was fetched from the repository of `ref`, after fetching what `ref` means if need be.
 
-    An exact version that is here is used without asking the Hub, also offline; without one the Hub says which is the
-    newest. Raises as `pull`.
+    An exact version that is here (for the base with these weights, if they are given) is used without asking the Hub,
+    also offline; without a version the Hub says which is the newest. Raises as `pull` if nothing is here.
     """
     if ref.repo is None:
         raise UsageError(f"{ref} is not on the Hub", hint=f"write {HUB_SCHEME}ORG/REPO/NAME")
     registry = hub_registry(ref.repo)
     local = replace(ref, repo=None)
-    if not ((ref.version or ref.digest) and _has(registry, local)):
+    here = _known(registry, local) if ref.version or ref.digest else []
+    if any(base_digest in (None, entry.manifest.base.fingerprint.weights) for entry in here):
+        return registry
+    try:
         for _ in pull(HubRepo(ref.repo), HubSource(ref.repo, expert=local), registry):
             pass
+    except (NetworkError, NotFoundError):
+        if not here:  # else it is here for another base, and whoever asks decides about that one
+            raise
     return registry
 
 
@@ -190,11 +196,11 @@ def _bounded(slots: list[Slot]) -> list[Slot]:
     return slots
 
 
-def _has(registry: LocalRegistry, ref: ExpertRef) -> bool:
+def _known(registry: LocalRegistry, ref: ExpertRef) -> list[ExpertEntry]:
     try:
-        return bool(registry.find_each(ref))
+        return registry.find_each(ref)
     except NotFoundError:
-        return False
+        return []
 
 
 def _read_z(repo: HubRepo, snapshot: Snapshot, published: Published) -> bytes:

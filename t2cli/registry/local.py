@@ -87,7 +87,7 @@ class LocalRegistry:
         bases only, CorruptArtifactError if the expert is damaged (an older version is never returned
         instead), and UsageError for a malformed reference. One to the Hub is fetched first: see hub.fetched.
         """
-        ref, pulled = self._fetched(ref)
+        ref, pulled = self._fetched(ref, base_digest)
         if pulled is not None:
             return pulled.find(ref, base_digest=base_digest)
         candidates = self._candidates(ref)
@@ -206,14 +206,14 @@ class LocalRegistry:
         places = (slot for slot in self._slots(name) if (slot.base, slot.version) == (base, version))
         return next((self.read(slot) for slot in places), None)
 
-    def _fetched(self, ref: ExpertRef | str) -> tuple[ExpertRef, LocalRegistry | None]:
+    def _fetched(self, ref: ExpertRef | str, base: str | None = None) -> tuple[ExpertRef, LocalRegistry | None]:
         """Return a reference without its Hub repository, and the registry of what was fetched from there, if any."""
         ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
         if ref.repo is None:
             return ref, None
         from t2cli.registry.hub import fetched
 
-        return replace(ref, repo=None), fetched(ref)
+        return replace(ref, repo=None), fetched(ref, base)
 
     def _slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
         problems = [] if problems is None else problems

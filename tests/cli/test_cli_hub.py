@@ -173,6 +173,7 @@ def test_killed_at_any_moment_a_pull_leaves_whole_experts_only(
     assert t2("pull", NAME, "--registry", folder).returncode == 0
     whole = {entry.digest for entry in LocalRegistry([tmp_path / "whole"]).list()}
     assert {entry.digest for entry in LocalRegistry([folder]).list()} == whole
+    assert list(folder.rglob("*.tmp")) == []
     assert len(seen) > 1, "no pull was killed half-way"
 
 

@@ -12,7 +12,7 @@ import pytest
 from hub_server import Fault, Hub, Repo, running
 
 from t2cli import paths
-from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
+from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.registry import hub_client
 from t2cli.registry.hub import HubSource, Pulled, fetched, listed, pull
 from t2cli.registry.hub_client import HubRepo
@@ -537,6 +537,31 @@ def test_a_reference_to_the_hub_is_fetched_once_and_found(
     assert other.find("hf://org/experts/math@1") == found
     assert other.find_each(f"hf://org/experts/math@sha256:{entry.digest[:12]}") == [found]
     assert hub.asked == []
+
+
+def test_a_reference_is_asked_for_again_where_it_is_here_for_another_base_only(
+    hub: Hub,
+    repo: HubRepo,
+    entry: ExpertEntry,
+    published: Pushed,
+    registry: LocalRegistry,
+    other: LocalRegistry,
+    make: Make,
+    other_base: BaseRecord,
+    z: bytes,
+) -> None:
+    weights, ref = other_base.fingerprint.weights, "hf://org/experts/math@1"
+    assert other.find(ref) == other.find(ref, base_digest=entry.manifest.base.fingerprint.weights)
+    with pytest.raises(IncompatibleBaseError):
+        other.find(ref, base_digest=weights)
+    foreign = registry.put(make(base=other_base), z)
+    push(foreign, repo, registry)
+    hub.broken = True
+    with pytest.raises(IncompatibleBaseError):
+        other.find(ref, base_digest=weights)
+    hub.broken = False
+    assert other.find(ref, base_digest=weights).digest == foreign.digest
+    assert {found.digest for found in other.find_each(ref)} == {entry.digest, foreign.digest}
 
 
 def test_a_reference_without_a_version_follows_the_hub(
