@@ -229,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
                 [{"type": "file", "path": path, "size": len(blob), "oid": "0"} for path, blob in files.items()]
             )
         if is_api:
-            siblings = [{"rfilename": path, "size": len(blob)} for path, blob in files.items()]
+            siblings = [self.sibling(path, content) for path, content in files.items()]
             private = isinstance(known, Repo) and known.private
             about = {"_id": "0", "id": name, "modelId": name, "sha": commit, "siblings": siblings, "private": private}
             return self.reply_json(about)
@@ -237,6 +237,13 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
         return self.reply_file(content, commit)
+
+    def sibling(self, path: str, content: bytes) -> dict[str, object]:
+        about = {"rfilename": path, "size": len(content)}
+        if (sha256 := hashlib.sha256(content).hexdigest()) in self.hub.uploads:
+            lfs = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+            return {**about, "blobId": "0" * 40, "lfs": lfs}  # git's hash is that of the pointer
+        return {**about, "blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
 
     def write(self, name: str, rest: list[str]) -> None:
         known = self.hub.repo(name)

@@ -79,7 +79,7 @@ class Pulled:
 
 def places(snapshot: Snapshot) -> list[Slot]:
     """Return where a repository has experts, known from file names alone."""
-    matches = (_PLACE.fullmatch(path) for path in snapshot.sizes)
+    matches = (_PLACE.fullmatch(path) for path in snapshot.files)
     # `registry` is the repository itself, so that `path` is the path in it
     found = [Slot(Path(), match[1], match[2], int(match[3])) for match in matches if match]
     return sorted(found, key=lambda slot: (slot.name, slot.base, slot.version))
@@ -207,7 +207,7 @@ def _read_z(repo: HubRepo, snapshot: Snapshot, published: Published) -> bytes:
     """Fetch z.safetensors if it has the size that the manifest makes it have, else CorruptArtifactError."""
     path = f"{published.slot.path.as_posix()}/{Z_FILE}"
     parameters = published.manifest.targets.parameters
-    size = snapshot.sizes.get(path, 0)
+    size = snapshot.files[path].size if path in snapshot.files else 0
     if not NUMBER_BYTES * parameters < size <= max_file_bytes(parameters):
         raise CorruptArtifactError(
             f"{Z_FILE} of {published.origin} has {size} bytes, which cannot be {parameters} numbers", hint=BROKEN

@@ -6,6 +6,7 @@ What this file adds are bounds on sizes, tries and waits, reads that go on where
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 import time
@@ -38,11 +39,28 @@ class HubConflictError(T2Error):
 
 
 @dataclass(frozen=True)
+class HubFile:
+    """What the Hub says of a file: its bytes, and the SHA-256 of a large one or git's own hash of a small one."""
+
+    size: int
+    sha256: str | None = None
+    blob: str | None = None
+
+    def is_it(self, content: bytes | bytearray) -> bool:
+        """Tell whether `content` is the file."""
+        if self.sha256 is not None:
+            return hashlib.sha256(content).hexdigest() == self.sha256
+        # git's own hash, not a choice: it tells a broken transfer, and expert.yaml holds the SHA-256 that counts
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        return len(content) == self.size and self.blob in (None, blob)
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """A repository at one commit: the path of each file and its size in bytes, and who may see it."""
+    """A repository at one commit: its files by their paths, and who may see it."""
 
     commit: str
-    sizes: Mapping[str, int]
+    files: Mapping[str, HubFile]
     private: bool
 
 
@@ -63,8 +81,12 @@ class HubRepo:
         info = self._asked(what, lambda: self._described(revision))
         if not info.sha:
             raise NetworkError(f"the Hub does not say which commit {what} is", hint="check HF_ENDPOINT")
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        return Snapshot(info.sha, sizes, bool(info.private))
+        listed = info.siblings or []
+        files = {
+            file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id)
+            for file in listed
+        }
+        return Snapshot(info.sha, files, bool(info.private))
 
     def _described(self, revision: str | None) -> ModelInfo:
         return self._api.model_info(self.name, revision=revision, files_metadata=True, timeout=TIMEOUT)
@@ -72,13 +94,13 @@ class HubRepo:
     def read(self, snapshot: Snapshot, path: str, limit: int) -> bytes:
         """Return a file of the snapshot. Nothing is fetched of one larger than `limit` bytes: CorruptArtifactError."""
         what = f"{self.name}/{path}"
-        size = snapshot.sizes[path]
-        if size > limit:
-            raise CorruptArtifactError(f"{what} has {size} bytes, more than the {limit} it can have", hint=BROKEN)
+        file = snapshot.files[path]
+        if file.size > limit:
+            raise CorruptArtifactError(f"{what} has {file.size} bytes, more than the {limit} it can have", hint=BROKEN)
         content = bytearray()
-        self._asked(what, lambda: self._receive(snapshot.commit, path, size, content))
-        if len(content) != size:
-            raise CorruptArtifactError(f"{what} is not of the {size} bytes that the Hub lists", hint=BROKEN)
+        self._asked(what, lambda: self._receive(snapshot.commit, path, file.size, content))
+        if not file.is_it(content):
+            raise CorruptArtifactError(f"{what} is not the file of {file.size} bytes that the Hub lists", hint=BROKEN)
         return bytes(content)
 
     def create(self, *, private: bool) -> None:

@@ -109,7 +109,7 @@ def _card(entry: ExpertEntry, repo: HubRepo, snapshot: Snapshot, license_id: str
         except CorruptArtifactError:  # somebody's broken expert must not keep others from publishing
             continue
     before = b""
-    if CARD_FILE in snapshot.sizes:
+    if CARD_FILE in snapshot.files:
         before = repo.read(snapshot, CARD_FILE, MAX_CARD_BYTES)
     experts.sort(key=lambda expert: (expert.name, expert.base.folder))
     return hub_card(repo.name, experts, license_id=license_id, before=before.decode(errors="replace")).encode()

@@ -15,7 +15,7 @@ from t2cli import paths
 from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.registry import hub_client
 from t2cli.registry.hub import HubSource, Pulled, fetched, listed, pull
-from t2cli.registry.hub_client import HubRepo
+from t2cli.registry.hub_client import HubConflictError, HubRepo
 from t2cli.registry.hub_push import Pushed, push
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import BaseRecord, ExpertManifest
@@ -163,6 +163,27 @@ def test_the_same_push_by_two_at_once_is_published_once(
     hub.before_commit = lambda: push(entry, HubRepo(NAME, endpoint=hub.url), registry) and None
     push(entry, repo, registry)
     assert (len(hub.repo(NAME).commits), list(hub.repo(NAME).tags)) == (2, ["math-v1"])
+
+
+@pytest.mark.parametrize("status", [409, 412])
+def test_a_conflict_is_tried_once_more_and_no_oftener(
+    hub: Hub, repo: HubRepo, entry: ExpertEntry, registry: LocalRegistry, status: int
+) -> None:
+    hub.faults.append(Fault("POST", "/commit/", times=2, status=status))
+    with pytest.raises(HubConflictError) as caught:
+        push(entry, repo, registry)
+    assert (caught.value.exit_code, caught.value.hint, len(hub.repo(NAME).commits)) == (1, "try again", 1)
+    hub.faults[0].times = 1
+    assert push(entry, repo, registry).new
+
+
+def test_a_repository_that_somebody_creates_at_the_same_time_is_used(
+    hub: Hub, repo: HubRepo, entry: ExpertEntry, registry: LocalRegistry
+) -> None:
+    hub.repos[NAME] = Repo()
+    not_yet = {"X-Error-Code": "RepoNotFound"}
+    hub.faults.append(Fault("GET", f"/api/models/{NAME}$", status=404, headers=not_yet))
+    assert push(entry, repo, registry).new
 
 
 def test_one_repository_holds_experts_of_many_bases(
@@ -355,17 +376,28 @@ def test_an_expert_that_is_damaged_here_is_not_taken_for_the_published_one(
 
 
 @pytest.mark.parametrize("name", ["z.safetensors", "expert.yaml"])
-@pytest.mark.parametrize("how", ["flipped", "shorter", "longer", "empty"])
+@pytest.mark.parametrize("how", ["changed", "shorter", "longer", "empty"])
 def test_a_file_that_is_not_what_was_published_never_appears(
     hub: Hub, repo: HubRepo, entry: ExpertEntry, published: Pushed, other: LocalRegistry, name: str, how: str
 ) -> None:
     good = (entry.path / name).read_bytes()
-    bad = {"flipped": good[:-2] + b"\xff\xff", "shorter": good[:-1], "longer": good + b" " * 9, "empty": b""}[how]
+    changed = good.replace(b"n: 200", b"n: 100") if name == "expert.yaml" else good[:-2] + b"\x80\x3f"  # 1.25 -> 1.0
+    assert changed != good
+    bad = {"changed": changed, "shorter": good[:-1], "longer": good + b" " * 9, "empty": b""}[how]
     hub.faults.append(Fault("GET", f"{name}$", times=99, content=bad))
     with pytest.raises(CorruptArtifactError):
         pulled(repo, other)
     assert other.list() == []
     assert other.problems == []
+
+
+def test_a_z_that_is_not_the_manifests_is_refused_though_the_hub_lists_it(
+    hub: Hub, repo: HubRepo, entry: ExpertEntry, published: Pushed, other: LocalRegistry
+) -> None:
+    hub.repo(NAME).files[f"{folder(entry)}/z.safetensors"] = entry.z_bytes()[:-2] + b"\x80\x3f"
+    with pytest.raises(CorruptArtifactError, match="SHA-256 differs"):
+        pulled(repo, other)
+    assert other.list() == []
 
 
 def test_a_repository_whose_manifest_lies_about_its_place_is_refused(
