@@ -27,6 +27,8 @@ COMMANDS = {
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
     "mix": "t2cli.cli.mix:mix",
+    "push": "t2cli.cli.push:push",
+    "pull": "t2cli.cli.pull:pull",
     "chat": "t2cli.cli.chat:chat",
 }
 

@@ -11,6 +11,7 @@ import typer
 
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output, table
+from t2cli.errors import T2Error, UsageError
 from t2cli.lookup import require
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ def list_experts(
     every: Annotated[bool, typer.Option("--all", help="Every version instead of the newest of each expert.")] = False,
     category: Annotated[
         str, typer.Option("--category", metavar="NAME", help="Only experts for questions of this category.")
+    ] = "",
+    remote: Annotated[
+        str, typer.Option("--remote", metavar="ORG/REPO", help="The experts of a repository on the Hub instead.")
     ] = "",
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
@@ -47,7 +51,8 @@ def list_experts(
     out = Output(json=json, quiet=quiet)
     search_path = registry_search_path(registry)
     experts = LocalRegistry(search_path)
-    entries = sorted(experts.list(), key=_order)
+    found, problems = _on_hub(remote, every) if remote else (experts.list(), experts.problems)
+    entries = sorted(found, key=_order)
     if category:
         require(category, {entry.manifest.category for entry in entries}, "category of experts")
         entries = [entry for entry in entries if entry.manifest.category == category]
@@ -57,7 +62,18 @@ def list_experts(
     if shown:
         now = datetime.now(UTC)
         out.data(table(HEADER, [row(entry, now) for entry in shown], right=(1, 6), shrink=SHRINK))
-    _say_the_rest(out, shown, experts.problems, base, known, search_path)
+    _say_the_rest(out, shown, problems, base, known, [remote] if remote else search_path)
+
+
+def _on_hub(remote: str, every: bool) -> tuple[list[ExpertEntry], list[T2Error]]:
+    """Return the experts of a Hub repository, and what could not be read there."""
+    from t2cli.registry.hub import HubSource, listed
+    from t2cli.registry.hub_client import HubRepo
+
+    source = HubSource.parse(remote)
+    if source.expert is not None:
+        raise UsageError(f"--remote takes a repository, not {remote}", hint="write it as ORG/REPO or ORG/REPO@REVISION")
+    return listed(HubRepo(source.repo), source.revision, every=every)
 
 
 def newest(entries: Iterable[ExpertEntry]) -> list[ExpertEntry]:
@@ -138,7 +154,7 @@ def _say_the_rest(
     problems: Iterable[Exception],
     base: str,
     known: Fingerprint | None,
-    search_path: Iterable[Path],
+    search_path: Iterable[Path | str],
 ) -> None:
     """Say on stderr what the table leaves out: unreadable experts, other bases, an empty registry."""
     for problem in problems:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2cli.errors import CorruptArtifactError, T2Error
-from t2cli.registry.manifest import Z_FILE, ExpertManifest
-from t2cli.registry.reference import VERSION_PATTERN
-from t2cli.registry.zfile import NUMBER_BYTES, max_file_bytes
+from t2cli.files import folder_being_made
+from t2cli.registry.manifest import Z_FILE, ExpertManifest, TargetsRecord
+from t2cli.registry.reference import HUB_SCHEME, VERSION_PATTERN
+from t2cli.registry.zfile import NUMBER_BYTES, check_finite, max_file_bytes, read_header
 
 MANIFEST_FILE = "expert.yaml"
 CARD_FILE = "README.md"
@@ -48,7 +50,7 @@ class Slot:
 class ExpertEntry:
     """One version of an expert on disk: its manifest, its folder, and the SHA-256 of its expert.yaml.
 
-    `source` is "local", "shipped" or the registry's path.
+    `source` is "local", "shipped", "hf://org/repo" or the registry's path.
     """
 
     manifest: ExpertManifest
@@ -59,8 +61,9 @@ class ExpertEntry:
 
     @property
     def reference(self) -> str:
-        """Return the reference by version, as in math@2."""
-        return f"{self.manifest.name}@{self.manifest.version}"
+        """Return the reference by version, as in math@2, or hf://org/repo/math@2 for what was fetched by that name."""
+        name = f"{self.manifest.name}@{self.manifest.version}"
+        return f"{self.source}/{name}" if self.source.startswith(HUB_SCHEME) else name
 
     def z_bytes(self) -> bytes:
         """Return the content of z.safetensors.
@@ -100,12 +103,21 @@ def read_entry(slot: Slot, source: str) -> ExpertEntry:
     """
     path = slot.path / MANIFEST_FILE
     raw = read_inside(slot.registry, path, MAX_MANIFEST_BYTES)
+    manifest = parse_manifest(raw, slot, str(path))
+    return ExpertEntry(manifest, slot.path, hashlib.sha256(raw).hexdigest(), slot.registry, source)
+
+
+def parse_manifest(raw: bytes, slot: Slot, path: str) -> ExpertManifest:
+    """Return the manifest in the bytes of an expert.yaml that lies in `slot`; `path` names it in errors.
+
+    Raises CorruptArtifactError if it is malformed or for another place.
+    """
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise CorruptArtifactError(f"{path} is not UTF-8 text", hint=RESTORE) from error
     try:
-        manifest = ExpertManifest.from_yaml(text, str(path))
+        manifest = ExpertManifest.from_yaml(text, path)
     except CorruptArtifactError as error:
         raise CorruptArtifactError(error.message, hint=error.hint or RESTORE) from error
     says = (manifest.base.folder, manifest.name, manifest.version)
@@ -114,7 +126,36 @@ def read_entry(slot: Slot, source: str) -> ExpertEntry:
             f"{path} says it is {'/'.join(map(str, says))}, which is not where it lies",
             hint="move the folder back to where it was, or restore it",
         )
-    return ExpertEntry(manifest, slot.path, hashlib.sha256(raw).hexdigest(), slot.registry, source)
+    return manifest
+
+
+def write_version(slot: Slot, text: bytes, z: bytes, card: str) -> None:
+    """Make the folder of a version, whole or not at all; the registry's lock must be held.
+
+    Raises T2Error if it cannot be written or is there already.
+    """
+    for left in slot.path.parent.glob(".*.tmp"):  # by a process that was killed: whoever lives holds the lock
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with folder_being_made(slot.path) as folder:
+            (folder / Z_FILE).write_bytes(z)
+            (folder / CARD_FILE).write_bytes(card.encode())
+            (folder / MANIFEST_FILE).write_bytes(text)
+    except FileExistsError as error:  # only by a program that does not take the lock
+        raise T2Error(f"{slot.path} appeared while it was being written", hint="try again") from error
+
+
+def check_z(blob: bytes, targets: TargetsRecord, where: str) -> None:
+    """Raise CorruptArtifactError unless `blob` is a sound z.safetensors of the stated size."""
+    shapes = read_header(blob, where)
+    count, parameters = len(shapes), sum(r for (r,) in shapes.values())
+    if (count, parameters) != (targets.count, targets.parameters):
+        raise CorruptArtifactError(
+            f"{where} has {count} matrices and {parameters} numbers, but the manifest says"
+            f" {targets.count} and {targets.parameters}",
+            hint=RESTORE,
+        )
+    check_finite(blob, where)
 
 
 def check_inside(registry: Path, path: Path) -> None:

@@ -11,14 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2cli import paths
-from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NotFoundError, T2Error, UsageError
-from t2cli.files import disk_error, folder_being_made, locked
+from t2cli.errors import IncompatibleBaseError, NotFoundError, T2Error, UsageError
+from t2cli.files import disk_error, locked
 from t2cli.lookup import near_matches
 from t2cli.registry.card import model_card
-from t2cli.registry.entry import CARD_FILE, MANIFEST_FILE, RESTORE, ExpertEntry, Slot, check_inside, read_entry, slots
-from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest, TargetsRecord
+from t2cli.registry.entry import (
+    MANIFEST_FILE,
+    ExpertEntry,
+    Slot,
+    check_inside,
+    check_z,
+    read_entry,
+    slots,
+    write_version,
+)
+from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest
 from t2cli.registry.reference import VERSION_PATTERN, ExpertRef, check_name
-from t2cli.registry.zfile import check_finite, read_header
 
 __all__ = ["ExpertEntry", "LocalRegistry"]
 
@@ -34,17 +42,19 @@ _REMOVED = ".removed"  # .3.removed: version 3 existed once
 class LocalRegistry:
     """The experts in the folders of `search_path`; None means the one the environment gives.
 
+    `source` is what entries say of where they are from, else "local", "shipped" or the folder.
     `problems` holds why versions were passed over by the latest `list`.
     """
 
-    def __init__(self, search_path: Sequence[Path] | None = None) -> None:
+    def __init__(self, search_path: Sequence[Path] | None = None, *, source: str | None = None) -> None:
         given = paths.registry_search_path() if search_path is None else search_path
         folders: dict[str, Path] = {}
         for path in given:  # the same folder twice would list every expert twice
             folders.setdefault(os.path.realpath(path), path)
         self.search_path = tuple(folders.values())
         self.problems: Problems = []
-        self._sources = {paths.shipped_registry(): "shipped", paths.t2_home() / "registry": "local"}
+        known = {paths.shipped_registry(): "shipped", paths.t2_home() / "registry": "local"}
+        self._sources = known if source is None else dict.fromkeys(self.search_path, source)
 
     def list(self, *, base_digest: str | None = None) -> Entries:
         """Return every version of every expert; with `base_digest` only those for the base of these weights.
@@ -58,7 +68,7 @@ class LocalRegistry:
             if base_digest is not None and not slot.is_for(base_digest):
                 continue
             try:
-                entry = self._read(slot)
+                entry = self.read(slot)
             except T2Error as error:
                 if slot.path.is_dir():  # else another process removed it in the meantime
                     self.problems.append(error)
@@ -75,9 +85,11 @@ class LocalRegistry:
 
         Raises NotFoundError with near matches, IncompatibleBaseError if there are such experts for other
         bases only, CorruptArtifactError if the expert is damaged (an older version is never returned
-        instead), and UsageError for a malformed reference or one to the Hub.
+        instead), and UsageError for a malformed reference. One to the Hub is fetched first: see hub.fetched.
         """
-        ref = _local(ref)
+        ref, pulled = self._fetched(ref, base_digest)
+        if pulled is not None:
+            return pulled.find(ref, base_digest=base_digest)
         candidates = self._candidates(ref)
         ours = [slot for slot in candidates if base_digest is None or slot.is_for(base_digest)]
         found = self._matching(ref, ours, base_digest)
@@ -96,7 +108,9 @@ class LocalRegistry:
 
         What cannot be read is passed over as long as another base has one. Raises as `find`.
         """
-        ref = _local(ref)
+        ref, pulled = self._fetched(ref)
+        if pulled is not None:
+            return pulled.find_each(ref)
         homes: dict[str, Slots] = {}
         for slot in self._candidates(ref):
             homes.setdefault(slot.base, []).append(slot)
@@ -124,25 +138,19 @@ class LocalRegistry:
         check_name(manifest.name)
         if not BASE_NAME_PATTERN.fullmatch(manifest.base.name):
             raise UsageError(f"{manifest.base.name!r} cannot be a base's short name", hint="leave out slashes")
-        _check_z(z, manifest.targets, Z_FILE)
-        root = self._writable()
+        check_z(z, manifest.targets, Z_FILE)
+        root = self.writable()
         home = root / manifest.base.folder / manifest.name
         check_inside(root, home)
         record = replace(manifest.z, file=Z_FILE, sha256=hashlib.sha256(z).hexdigest())
-        with self._locked():
+        with self.lock():
             slot = Slot(root, manifest.base.folder, manifest.name, self._next_version(manifest, home))
             manifest = replace(manifest, version=slot.version, z=record)
             text = manifest.to_yaml()
             ExpertManifest.from_yaml(text, MANIFEST_FILE)  # nothing is published that could not be read
             card = model_card(manifest)
-            try:
-                with folder_being_made(slot.path) as folder:
-                    (folder / Z_FILE).write_bytes(z)
-                    (folder / CARD_FILE).write_bytes(card.encode())
-                    (folder / MANIFEST_FILE).write_bytes(text.encode())
-            except FileExistsError as error:  # only by a program that does not take the lock
-                raise T2Error(f"{slot.path} appeared while it was being written", hint="try again") from error
-        return self._read(slot)
+            write_version(slot, text.encode(), z, card)
+        return self.read(slot)
 
     def remove(self, ref: ExpertRef | str, *, base_digest: str | None = None) -> ExpertRef:
         """Delete the one version that `ref` names, damaged or not, and return its exact reference.
@@ -150,14 +158,16 @@ class LocalRegistry:
         Raises UsageError if several versions or bases fit or it lies in a folder that is not written to,
         NotFoundError if there is none, T2Error if it cannot be deleted.
         """
-        ref = _local(ref)
+        ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
+        if ref.repo is not None:
+            raise UsageError(f"{ref} is on the Hub: only experts in a registry can be removed", hint="leave out hf://")
         candidates = [slot for slot in self._candidates(ref) if base_digest is None or slot.is_for(base_digest)]
         if ref.digest is not None:
             digests = {entry.path for entry in self._matching(ref, candidates, base_digest)}
             candidates = [slot for slot in candidates if slot.path in digests]
         if not candidates:
             raise NotFoundError(f"there is no expert {ref} to remove", hint="see what there is with: t2 list")
-        root = self._writable()
+        root = self.writable()
         own = [slot for slot in candidates if slot.registry == root]
         if len(own) > 1:
             places = ", ".join(f"{slot.reference} ({slot.base})" for slot in own)
@@ -179,17 +189,31 @@ class LocalRegistry:
         found: Lines = []
         slot = Slot(entry.registry, entry.path.parent.parent.name, entry.path.parent.name, int(entry.path.name))
         try:
-            now = self._read(slot)
+            now = self.read(slot)
             if now.digest != entry.digest:
                 found.append(f"{entry.path / MANIFEST_FILE} has changed: its SHA-256 is not {entry.digest}")
             entry = now
         except T2Error as error:
             found.append(error.message)
         try:
-            _check_z(entry.z_bytes(), entry.manifest.targets, str(entry.path / Z_FILE))
+            check_z(entry.z_bytes(), entry.manifest.targets, str(entry.path / Z_FILE))
         except T2Error as error:
             found.append(error.message)
         return found
+
+    def at(self, base: str, name: str, version: int) -> ExpertEntry | None:
+        """Return the expert at this place of the search path, None if there is none; raises for a damaged one."""
+        places = (slot for slot in self._slots(name) if (slot.base, slot.version) == (base, version))
+        return next((self.read(slot) for slot in places), None)
+
+    def _fetched(self, ref: ExpertRef | str, base: str | None = None) -> tuple[ExpertRef, LocalRegistry | None]:
+        """Return a reference without its Hub repository, and the registry of what was fetched from there, if any."""
+        ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
+        if ref.repo is None:
+            return ref, None
+        from t2cli.registry.hub import fetched
+
+        return replace(ref, repo=None), fetched(ref, base)
 
     def _slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
         problems = [] if problems is None else problems
@@ -216,7 +240,7 @@ class LocalRegistry:
         problems: Problems = []
         for slot in places:
             try:
-                entry = self._read(slot)
+                entry = self.read(slot)
             except T2Error as error:
                 if ref.digest is None:
                     raise
@@ -240,16 +264,19 @@ class LocalRegistry:
             hint=f"see t2 list, pass --base {entry.manifest.base.name}, or train one for this base",
         )
 
-    def _read(self, slot: Slot) -> ExpertEntry:
+    def read(self, slot: Slot) -> ExpertEntry:
+        """Return the expert at a place of the search path; raises as read_entry."""
         return read_entry(slot, self._sources.get(slot.registry, str(slot.registry)))
 
-    def _writable(self) -> Path:
+    def writable(self) -> Path:
+        """Return the folder that new experts are written to; UsageError if there is none."""
         if not self.search_path:
             raise UsageError("there is no registry to write to", hint="set T2_REGISTRY or pass --registry")
         return self.search_path[0]
 
-    def _locked(self) -> AbstractContextManager[None]:
-        return locked(self._writable() / ".lock", waiting="waiting for another process that uses this registry")
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the registry's lock against other processes that write to it."""
+        return locked(self.writable() / ".lock", waiting="waiting for another process that uses this registry")
 
     def _next_version(self, manifest: ExpertManifest, home: Path) -> int:
         weights = manifest.base.fingerprint.weights
@@ -260,7 +287,7 @@ class LocalRegistry:
 
     def _delete(self, slot: Slot) -> None:
         check_inside(slot.registry, slot.path.parent)
-        with self._locked():
+        with self.lock():
             doomed = slot.path.with_name(f".{slot.version}.tmp")
             try:
                 slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
@@ -271,27 +298,3 @@ class LocalRegistry:
                     doomed.unlink()
             except OSError as error:
                 raise disk_error(slot.path, error) from error
-
-
-def _local(ref: ExpertRef | str) -> ExpertRef:
-    """Return a reference to an expert on this machine; UsageError if it is malformed or to the Hub."""
-    ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
-    if ref.repo is not None:
-        raise UsageError(
-            f"{ref} is on the Hub, and experts on the Hub must be fetched first",
-            hint=f"copy it into a registry, then name it {replace(ref, repo=None)}",
-        )
-    return ref
-
-
-def _check_z(blob: bytes, targets: TargetsRecord, where: str) -> None:
-    """Raise CorruptArtifactError unless `blob` is a sound z.safetensors of the stated size."""
-    shapes = read_header(blob, where)
-    count, parameters = len(shapes), sum(r for (r,) in shapes.values())
-    if (count, parameters) != (targets.count, targets.parameters):
-        raise CorruptArtifactError(
-            f"{where} has {count} matrices and {parameters} numbers, but the manifest says"
-            f" {targets.count} and {targets.parameters}",
-            hint=RESTORE,
-        )
-    check_finite(blob, where)
