@@ -27,6 +27,8 @@ COMMANDS = {
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
     "mix": "t2cli.cli.mix:mix",
+    "export": "t2cli.cli.export:export",
+    "import": "t2cli.cli.import_:import_file",
     "chat": "t2cli.cli.chat:chat",
 }
 
