@@ -51,11 +51,15 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class LoraExport:
-    """A written adapter; `kept` and `error` are those of all matrices together."""
+    """A written adapter of `parameters` numbers, for matrices of `adapted` numbers.
+
+    `kept` and `error` are those of all matrices together.
+    """
 
     path: Path
     layers: tuple[LoraLayer, ...]
     parameters: int
+    adapted: int
 
     @property
     def kept(self) -> float:
@@ -95,7 +99,8 @@ def export_lora(
         if not modules:
             raise T2Error(f"{source.reference} changes no singular value that is not 0", hint="export the base itself")
         transposed = any(target.transposed for target in targets)
-        made = LoraExport(path, tuple(layers), sum(tensor.numel() for tensor in tensors.values()))
+        parameters, adapted = sum(t.numel() for t in tensors.values()), sum(math.prod(t.shape) for t in targets)
+        made = LoraExport(path, tuple(layers), parameters, adapted)
         _write(folder, source, tensors, adapter_config(source, modules, fan_in_fan_out=transposed), made)
     return made
 
@@ -166,5 +171,6 @@ def _write(
     from safetensors.torch import save_file
 
     save_file(dict(tensors), folder / WEIGHTS_FILE, {"format": "pt"})
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(lora_card(source, made.kept, made.error), encoding="utf-8")

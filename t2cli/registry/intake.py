@@ -80,6 +80,8 @@ def take_in(registry: LocalRegistry, raw: bytes, z: bytes, where: str) -> Taken:
         slot = Slot(root, manifest.base.folder, manifest.name, manifest.version)
         check_inside(root, slot.path)
         with locked(root / ".lock", waiting="waiting for another process that uses this registry"):
+            if there := _held(registry, manifest, digest):  # another process took it in meanwhile
+                return Taken(there, "there")
             if _is_free(registry, manifest, slot):
                 _write(slot, raw, z, manifest)
                 return Taken(registry.find(f"{manifest.name}@sha256:{digest}"), "new")

@@ -15,9 +15,13 @@ from t2cli.errors import IncompatibleBaseError, T2Error, UsageError
 from t2cli.export.lora import CONFIG_FILE, WEIGHTS_FILE, LoraExport, export_lora
 from t2cli.export.source import Source
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.base import BaseModel
+from t2cli.models.base import BaseModel, load_base
+from t2cli.models.catalog import DEFAULT_BASE
 from t2cli.models.checkpoint import Checkpoint
 from t2cli.models.targets import Target, checkpoint_targets
+from t2cli.paths import shipped_registry
+from t2cli.registry.local import LocalRegistry
+from t2cli.registry.vectors import read_z
 from t2cli.svf.zvector import ZVectors
 
 MakeSource = Callable[..., Source]
@@ -198,3 +202,23 @@ def test_an_existing_folder_is_left_alone(source: MakeSource, tmp_path: Path) ->
     with pytest.raises(UsageError, match="is there already"):
         export_lora(source("llama"), tmp_path / "lora", rank=4, quiet=True)
     assert not list((tmp_path / "lora").iterdir())
+
+
+@pytest.mark.slow
+def test_peft_loads_a_shipped_expert_for_the_default_base_with_the_stated_error(
+    default_base: BaseModel, default_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    monkeypatch.setenv("T2_HOME", str(default_home))
+    entry = LocalRegistry([shipped_registry()]).find("math", base_digest=default_base.identity.weights)
+    expert = Source(default_base.files, default_base.identity, entry.manifest, entry.digest, read_z(entry))
+    made = export_lora(expert, tmp_path / "lora", rank=16, quiet=True)
+    model = load_base(DEFAULT_BASE, device="cpu", quiet=True).model
+    before = {layer.name: model.get_parameter(layer.name).detach().clone() for layer in made.layers}
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "lora").double().merge_and_unload()
+    for layer in made.layers[::15]:
+        W = before[layer.name].double()
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        change = (U * (S * (expert.z[layer.name].double() - 1))) @ Vh
+        error = float((merged.get_parameter(layer.name) - W - change).norm() / change.norm())
+        assert error == pytest.approx(layer.error, abs=1e-5)
