@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 from t2cli.errors import T2Error
 from t2cli.export.cards import lora_card
 from t2cli.export.folders import new_folder
+from t2cli.export.shards import Shard, write_shard
 from t2cli.export.source import Source, bases_of, changed_targets
+from t2cli.models.checkpoint import TensorHeader
 
 if TYPE_CHECKING:
     import torch
@@ -83,25 +85,24 @@ def export_lora(
     """
     from tqdm import tqdm
 
-    from t2cli.models.checkpoint import Checkpoint
-
     with new_folder(path) as folder:
         targets = changed_targets(source)
         _refuse_slices(source, targets)
         bases = bases_of(source, targets, device, "float32", quiet=quiet)  # bfloat16 would blur the stated error
-        checkpoint, tensors, layers = Checkpoint(source.files.folder), {}, []
-        hidden = quiet or not sys.stderr.isatty()
-        for target in tqdm(targets, desc="export", unit="matrix", leave=False, disable=hidden):
-            layer, pair = _layer(source, checkpoint.weight(target), target, bases, rank, keep)
-            layers.append(layer)
-            tensors.update(pair)
-        modules = {target.module: layer.rank for target, layer in zip(targets, layers, strict=True) if layer.rank}
-        if not modules:
+        layers = [_layer(source, target, bases, rank, keep) for target in targets]
+        ranked = {target: layer.rank for target, layer in zip(targets, layers, strict=True) if layer.rank}
+        if not ranked:
             raise T2Error(f"{source.reference} changes no singular value that is not 0", hint="export the base itself")
-        transposed = any(target.transposed for target in targets)
-        parameters, adapted = sum(t.numel() for t in tensors.values()), sum(math.prod(t.shape) for t in targets)
-        made = LoraExport(path, tuple(layers), parameters, adapted)
-        _write(folder, source, tensors, adapter_config(source, modules, fan_in_fan_out=transposed), made)
+        shard = _shard(ranked)
+        numbers = sum(math.prod(header.shape) for header in shard.tensors.values())
+        made = LoraExport(path, tuple(layers), numbers, sum(math.prod(target.shape) for target in targets))
+        hidden = quiet or not sys.stderr.isatty()
+        with tqdm(total=len(shard.tensors), desc="export", unit="tensor", leave=False, disable=hidden) as bar:
+            for _ in write_shard(folder / shard.name, shard, _Factors(source, ranked, bases).tensor):
+                bar.update()
+        config = json.dumps(adapter_config(source, ranked), indent=2) + "\n"
+        (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
+        (folder / "README.md").write_text(lora_card(source, made.kept, made.error), encoding="utf-8")
     return made
 
 
@@ -115,25 +116,57 @@ def _refuse_slices(source: Source, targets: Sequence[Target]) -> None:
         )
 
 
-def _layer(
-    source: Source, W: torch.Tensor, target: Target, bases: BasisFiles, rank: int | None, keep: float
-) -> tuple[LoraLayer, dict[str, torch.Tensor]]:
-    """Return what is kept of one matrix W (m, n), and its factors under PEFT's names; none where rank 0 is enough."""
-    from t2cli.svf.lowrank import factors, strength, strongest, truncate
+def _layer(source: Source, target: Target, bases: BasisFiles, rank: int | None, keep: float) -> LoraLayer:
+    """Return what is kept of one matrix; the weights themselves are not needed for that."""
+    from t2cli.svf.lowrank import strength, strongest, truncate
 
-    basis, z = bases.load(target), source.z[target.weight]
-    cut = truncate(z, basis.S, math.sqrt(1 - keep)) if rank is None else strongest(z, basis.S, rank)
-    energy = float(strength(z, basis.S).square().sum())
-    layer = LoraLayer(target.weight, cut.kept, 1 - cut.error**2, cut.error, energy)
-    if not cut.kept:
-        return layer, {}
-    A, B = factors(W, basis, cut.z)
-    prefix = f"base_model.model.{target.module}"
-    return layer, {f"{prefix}.lora_A.weight": A, f"{prefix}.lora_B.weight": B}
+    S, z = bases.load(target).S, source.z[target.weight]
+    cut = truncate(z, S, math.sqrt(1 - keep)) if rank is None else strongest(z, S, rank)
+    energy = float(strength(z, S).square().sum())
+    return LoraLayer(target.weight, cut.kept, 1 - cut.error**2, cut.error, energy)
 
 
-def adapter_config(source: Source, modules: Mapping[str, int], *, fan_in_fan_out: bool) -> dict[str, object]:
-    """Return adapter_config.json for module name -> rank; the largest rank is the adapter's r."""
+def _shard(ranked: Mapping[Target, int]) -> Shard:
+    """Return the names that PEFT expects, A (k, n) and B (m, k) of each module one after the other."""
+    headers = {}
+    for target, rank in ranked.items():
+        (m, n), prefix = target.shape, _prefix(target)
+        headers[f"{prefix}.lora_A.weight"] = TensorHeader("F32", (rank, n))
+        headers[f"{prefix}.lora_B.weight"] = TensorHeader("F32", (m, rank))
+    return Shard(WEIGHTS_FILE, headers)
+
+
+def _prefix(target: Target) -> str:
+    return f"base_model.model.{target.module}"
+
+
+class _Factors:
+    """Gives the adapter's tensors by name, those of one matrix in memory at a time."""
+
+    def __init__(self, source: Source, ranked: Mapping[Target, int], bases: BasisFiles) -> None:
+        from t2cli.models.checkpoint import Checkpoint
+
+        self._checkpoint, self._bases, self._z = Checkpoint(source.files.folder), bases, source.z
+        self._targets = {_prefix(target): (target, rank) for target, rank in ranked.items()}
+        self._made: dict[str, torch.Tensor] = {}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return A or B of a module."""
+        from t2cli.svf.lowrank import factors, strongest
+
+        if name not in self._made:
+            prefix = name.removesuffix(".lora_A.weight").removesuffix(".lora_B.weight")
+            target, rank = self._targets[prefix]
+            basis = self._bases.load(target)
+            cut = strongest(self._z[target.weight], basis.S, rank).z
+            A, B = factors(self._checkpoint.weight(target), basis, cut)
+            self._made = {f"{prefix}.lora_A.weight": A, f"{prefix}.lora_B.weight": B}
+        return self._made[name]
+
+
+def adapter_config(source: Source, ranked: Mapping[Target, int]) -> dict[str, object]:
+    """Return adapter_config.json for the targets and their ranks, the largest of which is the adapter's r."""
+    modules = {target.module: rank for target, rank in ranked.items()}
     r = max(modules.values())
     others = {name: rank for name, rank in modules.items() if rank != r}
     name, revision = _base_of(source)
@@ -149,7 +182,7 @@ def adapter_config(source: Source, modules: Mapping[str, int], *, fan_in_fan_out
         "target_modules": sorted(modules),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out,
+        "fan_in_fan_out": any(target.transposed for target in ranked),
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
@@ -163,14 +196,3 @@ def _base_of(source: Source) -> tuple[str, str | None]:
     if source.files.source.startswith("hub:"):
         return source.files.source.removeprefix("hub:"), source.files.revision or None
     return str(source.files.folder), None
-
-
-def _write(
-    folder: Path, source: Source, tensors: Mapping[str, torch.Tensor], config: dict[str, object], made: LoraExport
-) -> None:
-    from safetensors.torch import save_file
-
-    save_file(dict(tensors), folder / WEIGHTS_FILE, {"format": "pt"})
-    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that only their owner can read
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(lora_card(source, made.kept, made.error), encoding="utf-8")

@@ -347,6 +347,14 @@ def test_an_index_that_is_none_is_refused(
     assert_refused(path, there, said)
 
 
+def test_nothing_hides_between_the_members(bundle: Path, there: LocalRegistry, tmp_path: Path) -> None:
+    raw, size = bytearray(bundle.read_bytes()), len(members(bundle)[0][1])
+    assert size % 512
+    raw[512 + size] = 1
+    (tmp_path / "bad.t2").write_bytes(raw)
+    assert_refused(tmp_path / "bad.t2", there, "after bundle.json")
+
+
 def test_every_truncation_is_refused(bundle: Path, there: LocalRegistry, tmp_path: Path) -> None:
     raw = bundle.read_bytes()
     for length in (*range(0, len(raw), 256), len(raw) - 1):
