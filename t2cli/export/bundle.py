@@ -26,7 +26,7 @@ from typing import IO, NamedTuple
 
 from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
 from t2cli.files import writing
-from t2cli.registry.entry import MANIFEST_FILE, MAX_MANIFEST_BYTES, ExpertEntry
+from t2cli.registry.entry import MANIFEST_FILE, MAX_MANIFEST_BYTES, ExpertEntry, read_inside
 from t2cli.registry.fields import Fields
 from t2cli.registry.intake import ASK_AGAIN, Taken, check_manifest, check_numbers, take_in
 from t2cli.registry.local import LocalRegistry
@@ -95,7 +95,7 @@ def write_bundle(registry: LocalRegistry, entries: Sequence[ExpertEntry], path: 
 def _chunks(index: bytes, members: Sequence[tuple[str, ExpertEntry]]) -> Iterator[bytes]:
     yield _member(INDEX, index)
     for place, entry in members:
-        raw = (entry.path / MANIFEST_FILE).read_bytes()
+        raw = read_inside(entry.registry, entry.path / MANIFEST_FILE, MAX_MANIFEST_BYTES)
         if hashlib.sha256(raw).hexdigest() != entry.digest:
             raise CorruptArtifactError(f"{entry.path / MANIFEST_FILE} changed while it was read", hint="try again")
         z = entry.z_bytes()

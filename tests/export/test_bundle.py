@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import io
 import json
+import random
+import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -143,24 +146,59 @@ def test_importing_again_changes_nothing(bundle: Path, there: LocalRegistry) -> 
     assert contents(there.search_path[0]) == before
 
 
+IMPORT = """if True:
+    import sys
+    from pathlib import Path
+    from t2cli.export.bundle import import_bundle
+    from t2cli.registry.local import LocalRegistry
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(*(taken.how for _, taken in import_bundle(LocalRegistry([Path(sys.argv[1])]), Path(sys.argv[2]))))
+"""
+
+
+def importing(there: LocalRegistry, bundle: Path) -> subprocess.Popen[str]:
+    """Start a process that imports a bundle once it is told to."""
+    command = [sys.executable, "-c", IMPORT, str(there.search_path[0]), str(bundle)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def tell(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
 def test_several_processes_import_it_once(bundle: Path, there: LocalRegistry) -> None:
-    program = """if True:
-        import sys
-        from pathlib import Path
-        from t2cli.export.bundle import import_bundle
-        from t2cli.registry.local import LocalRegistry
-        sys.stdin.readline()
-        print(*(taken.how for _, taken in import_bundle(LocalRegistry([Path(sys.argv[1])]), Path(sys.argv[2]))))
-    """
-    command = [sys.executable, "-c", program, str(there.search_path[0]), str(bundle)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen(command, **pipes) for _ in range(4)]  # type: ignore[call-overload]
+    running = [importing(there, bundle) for _ in range(4)]
     for process in running:
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        tell(process)
     said = [word for process in running for word in process.communicate(timeout=60)[0].split()]
     assert sorted(said) == ["new"] * 4 + ["there"] * 12
     assert len(there.list()) == 4
+
+
+def test_an_import_that_is_killed_leaves_whole_experts_or_none(
+    bundle: Path, here: LocalRegistry, there: LocalRegistry
+) -> None:
+    digests, generator = {entry.digest for entry in here.list()}, random.Random(0)
+    for _ in range(10):
+        process = importing(there, bundle)
+        tell(process)
+        time.sleep(generator.uniform(0, 0.05))
+        process.kill()
+        process.communicate(timeout=60)
+        entries = there.list()
+        assert there.problems == []
+        assert {entry.digest for entry in entries} <= digests
+        assert all(there.verify(entry) == [] for entry in entries)
+        if len(entries) == len(digests):
+            shutil.rmtree(there.search_path[0])
+    import_bundle(there, bundle)
+    assert {entry.digest for entry in there.list()} == digests
 
 
 def test_another_expert_under_that_version_stays_and_the_new_one_is_renumbered(
