@@ -29,6 +29,8 @@ COMMANDS = {
     "mix": "t2cli.cli.mix:mix",
     "push": "t2cli.cli.push:push",
     "pull": "t2cli.cli.pull:pull",
+    "export": "t2cli.cli.export:export",
+    "import": "t2cli.cli.import_:import_file",
     "chat": "t2cli.cli.chat:chat",
 }
 
