@@ -1,9 +1,6 @@
 """The options that commands share, each defined once.
 
-A command takes the ones it needs as parameters: `base: Base = DEFAULT_BASE, json: AllowForeign = Annotated[
-    bool, typer.Option("--allow-foreign", help="Use experts of a foreign base too, where the shapes fit.")
-]
-Json = False`.
+A command takes the ones it needs as parameters: `base: Base = DEFAULT_BASE, json: Json = False`.
 """
 
 from __future__ import annotations
