@@ -33,6 +33,11 @@ def converted_folder(name: str) -> Path:
     return cache_dir() / "models" / name
 
 
+def hub_experts(repo: str) -> Path:
+    """Return the registry of what references such as hf://org/repo/math fetched from that repository."""
+    return cache_dir() / "hub-experts" / repo
+
+
 def runs_dir() -> Path:
     """Return the folder of training runs."""
     return t2_home() / "runs"
@@ -56,6 +61,11 @@ def registry_search_path(registry: str | Path | None = None) -> list[Path]:
     if search := os.environ.get("T2_REGISTRY"):
         return [expanded(part) for part in search.split(os.pathsep) if part]
     return [t2_home() / "registry", shipped_registry()]
+
+
+def hub_endpoint() -> str | None:
+    """Return the address of the Hub that `HF_ENDPOINT` names; None: the public one."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def debug() -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hub_server import Hub, running
 
 from t2cli.paths import cache_dir
 
@@ -66,6 +67,13 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("T2_", "HF_")) and name != "T2_UPDATE_GOLDEN":
             monkeypatch.delenv(name)
     monkeypatch.setenv("T2_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """Run an empty Hub on the loopback address."""
+    with running() as offered:
+        yield offered
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,10 @@ COMMANDS = {
     "copy": "t2cli.cli.copy:copy",
     "rm": "t2cli.cli.rm:rm",
     "verify": "t2cli.cli.verify:verify",
+    "push": "t2cli.cli.push:push",
+    "pull": "t2cli.cli.pull:pull",
+    "export": "t2cli.cli.export:export",
+    "import": "t2cli.cli.import_:import_file",
     "chat": "t2cli.cli.chat:chat",
 }
 

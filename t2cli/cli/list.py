@@ -12,6 +12,7 @@ import typer
 from t2cli.cli.completion import category_names
 from t2cli.cli.options import DEFAULT_BASE, Device, Json, OnlyBase, Quiet, RegistryPath
 from t2cli.cli.output import Output, table
+from t2cli.errors import T2Error, UsageError
 from t2cli.lookup import require
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ Compatible = Annotated[
     bool,
     typer.Option("--compatible", help=f"Only experts that can be used with --base ({DEFAULT_BASE} if not given)."),
 ]
+Remote = Annotated[
+    str, typer.Option("--remote", metavar="ORG/REPO", help="The experts of a repository on the Hub instead.")
+]
 
 
 def list_experts(
@@ -51,6 +55,7 @@ def list_experts(
     kind: Kind = None,
     category: Category = "",
     compatible: Compatible = False,
+    remote: Remote = "",
     registry: RegistryPath = None,
     device: Device = "auto",
     json: Json = False,
@@ -69,7 +74,8 @@ def list_experts(
 
     out = Output(json=json, quiet=quiet)
     experts = LocalRegistry(registry_search_path(registry))
-    entries = sorted(remembered(experts), key=_order)
+    found, problems = _on_hub(remote, every) if remote else (remembered(experts), experts.problems)
+    entries = sorted(found, key=_order)
     if category:
         require(category, {entry.manifest.category for entry in entries}, "category of experts")
     listed = [e for e in entries if category in ("", e.manifest.category) and kind in (None, e.manifest.kind)]
@@ -82,16 +88,27 @@ def list_experts(
     elif shown:
         now = datetime.now(UTC)
         out.data(table(HEADER, [row(entry, now) for entry in shown], right=(1, 6), shrink=SHRINK))
-    for problem in experts.problems:
+    for problem in problems:
         out.warn(str(problem))
     if not shown:
-        folders = " and ".join(str(folder) for folder in experts.search_path)
+        where = remote or " and ".join(str(folder) for folder in experts.search_path)
         which = f"{len(entries)} experts, but none of those," if entries else "no experts"
-        out.say(f"there are {which} in {folders}: t2 train --task TASK makes one")
+        out.say(f"there are {which} in {where}: t2 train --task TASK makes one")
     if not compatible:
         _say_relations(out, listed, target, relation_to)
     elif known_fingerprint(target) is None:
         out.say(f"nothing is known of {target} yet: t2 decompose {target} reads its weights")
+
+
+def _on_hub(remote: str, every: bool) -> tuple[list[ExpertEntry], list[T2Error]]:
+    """Return the experts of a Hub repository, and what could not be read there."""
+    from t2cli.registry.hub import HubSource, listed
+    from t2cli.registry.hub_client import HubRepo
+
+    source = HubSource.parse(remote)
+    if source.expert is not None:
+        raise UsageError(f"--remote takes a repository, not {remote}", hint="write it as ORG/REPO or ORG/REPO@REVISION")
+    return listed(HubRepo(source.repo), source.revision, every=every)
 
 
 def _relations(known: Fingerprint | None) -> RelationTo:

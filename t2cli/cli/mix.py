@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from t2cli.dispatch.mixing import Members
     from t2cli.registry.local import ExpertEntry, LocalRegistry
     from t2cli.registry.manifest import BaseRecord
-    from t2cli.registry.resolve import ForBase, Resolver
+    from t2cli.registry.resolve import Resolver
 
 _WITH_ALPHA = re.compile(
     r"(?P<ref>.*?[^:]):(?P<alpha>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity))", re.I
@@ -49,13 +48,13 @@ def mix(
     out = Output(json=json, quiet=quiet)
     check_name(name)
     weights = parse_weights(experts)
-    from t2cli.cli.session import search_path
+    from t2cli.cli.session import for_base, search_path
     from t2cli.dispatch.mixing import find_members
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import Resolver
 
     entries = LocalRegistry(search_path(registry))
-    resolver = Resolver(entries, _for_base(base, quiet), allow_foreign=allow_foreign)
+    resolver = Resolver(entries, for_base(base, quiet), allow_foreign=allow_foreign)
     members = find_members(resolver, weights)
     for warning in resolver.warnings:
         out.warn(warning)
@@ -99,22 +98,6 @@ def parse_weights(experts: list[str]) -> dict[str, float]:
         without = next(reference for reference, alpha in parsed.items() if alpha is None)
         raise UsageError(f"{without} has no weight, others have", hint="give every expert a weight, or none")
     return {reference: 1 / len(parsed) if alpha is None else alpha for reference, alpha in parsed.items()}
-
-
-def _for_base(base: str, quiet: bool) -> ForBase:
-    """Return the base to mix for; its files are read only if its digest is not known, or an expert is of another."""
-    from t2cli.models.catalog import known_digest, locate, short_name
-    from t2cli.models.identity import identify
-    from t2cli.models.targets import checkpoint_targets
-    from t2cli.registry.resolve import ForBase
-
-    digest = known_digest(base) or identify(locate(base, quiet=quiet), quiet=quiet).weights
-    return ForBase(
-        f"{short_name(Path(base).name)}-{digest[:12]}",
-        digest,
-        probes=lambda: identify(locate(base, quiet=quiet), quiet=quiet).probes,
-        ranks=lambda: {target.weight: target.rank for target in checkpoint_targets(locate(base, quiet=quiet).folder)},
-    )
 
 
 def _base_of(resolver: Resolver, members: Members, base: str, quiet: bool) -> BaseRecord:

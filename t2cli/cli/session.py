@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from t2cli.dispatch.two_pass import TwoPass
     from t2cli.models.adapted import AdaptedModel
+    from t2cli.registry.resolve import ForBase
 
 
 def search_path(registry: Path | None) -> list[Path]:
@@ -15,6 +16,22 @@ def search_path(registry: Path | None) -> list[Path]:
     from t2cli.paths import registry_search_path
 
     return registry_search_path(registry)
+
+
+def for_base(base: str, quiet: bool) -> ForBase:
+    """Return the base to find experts for; its files are read only where its digest or relation is not known."""
+    from t2cli.models.catalog import known_digest, locate, short_name
+    from t2cli.models.identity import identify
+    from t2cli.models.targets import checkpoint_targets
+    from t2cli.registry.resolve import ForBase
+
+    digest = known_digest(base) or identify(locate(base, quiet=quiet), quiet=quiet).weights
+    return ForBase(
+        f"{short_name(Path(base).name)}-{digest[:12]}",
+        digest,
+        probes=lambda: identify(locate(base, quiet=quiet), quiet=quiet).probes,
+        ranks=lambda: {target.weight: target.rank for target in checkpoint_targets(locate(base, quiet=quiet).folder)},
+    )
 
 
 def open_model(base: str, *, device: str, selection: str = "all", quiet: bool = False) -> AdaptedModel:

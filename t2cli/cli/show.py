@@ -27,7 +27,9 @@ def show(
     expert: Annotated[
         str,
         typer.Argument(
-            metavar="EXPERT", help="An expert: NAME, NAME@VERSION or NAME@sha256:...", autocompletion=expert_names
+            metavar="EXPERT",
+            help="An expert: NAME, NAME@VERSION, NAME@sha256:... or hf://ORG/REPO/NAME",
+            autocompletion=expert_names,
         ),
     ],
     plot: Plot = None,
@@ -193,12 +195,18 @@ def lineage(registry: LocalRegistry, entry: ExpertEntry, seen: set[str], depth: 
 def _ancestor(registry: LocalRegistry, parent: ParentRecord) -> tuple[ExpertEntry | None, str]:
     """Return the expert that a manifest names as a parent, by its digest, else why there is none."""
     from t2cli.errors import CorruptArtifactError, NotFoundError
+    from t2cli.registry.hub import hub_registry
     from t2cli.registry.reference import ExpertRef
 
-    exact = ExpertRef(ExpertRef.parse(parent.ref).name, digest=parent.digest)
-    try:
-        return registry.find(exact), ""
-    except NotFoundError:
-        return None, f" (not here: sha256:{parent.digest[:12]})"
-    except CorruptArtifactError:
-        return None, " (damaged here)"
+    ref = ExpertRef.parse(parent.ref)
+    # What a reference to the Hub fetched is here too; a look at an expert must not fetch its parents.
+    places = [registry, *([hub_registry(ref.repo)] if ref.repo else [])]
+    note = f" (not here: sha256:{parent.digest[:12]})"
+    for place in places:
+        try:
+            return place.find(ExpertRef(ref.name, digest=parent.digest)), ""
+        except NotFoundError:
+            continue
+        except CorruptArtifactError:
+            note = " (damaged here)"
+    return None, note

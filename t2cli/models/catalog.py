@@ -123,7 +123,7 @@ def short_name(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _hub_bars(show: bool) -> Iterator[None]:
+def hub_bars(show: bool) -> Iterator[None]:
     """Let huggingface_hub draw its progress bars in the block, or not."""
     from huggingface_hub import utils
 
@@ -150,7 +150,7 @@ def _from_hub(base: str, *, quiet: bool) -> BaseFiles:
 
     repo, _, revision = base.partition("@")
     try:
-        with _hub_bars(show=not quiet and sys.stderr.isatty()):
+        with hub_bars(show=not quiet and sys.stderr.isatty()):
             folder = snapshot_download(
                 repo, revision=revision or None, allow_patterns=WANTED_FILES, ignore_patterns=UNWANTED_FILES
             )

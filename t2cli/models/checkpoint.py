@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from t2cli.errors import CorruptArtifactError, NotFoundError
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+class TensorHeader(NamedTuple):
+    """What a file says of one tensor: `dtype` as safetensors names it ("F32", "BF16"), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class Checkpoint:
@@ -59,6 +67,27 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def headers(self) -> dict[str, TensorHeader]:
+        """Return type and shape of every tensor by name; no tensor is read.
+
+        Raises CorruptArtifactError for a damaged file, and where a file lacks a tensor that the index names.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        found = {}
+        for path in sorted(set(self._file_of.values())):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in (name for name, place in self._file_of.items() if place == path):
+                        part = file.get_slice(name)
+                        found[name] = TensorHeader(str(part.get_dtype()), tuple(part.get_shape()))
+            except (SafetensorError, OSError) as error:
+                raise CorruptArtifactError(f"{path} is damaged: {error}", hint="fetch the model again") from error
+        return found
+
     def weight(self, target: Target) -> torch.Tensor:
         """Return one target's W (m, n) on the CPU in its stored precision, whatever the checkpoint calls it.
 
@@ -66,8 +95,8 @@ class Checkpoint:
         """
         import torch
 
-        parts = [self.tensor(name, index) for name, index in self._parts_of(target)]
-        W = parts[0] if len(parts) == 1 else torch.cat(parts, dim=self._axis_of(target))
+        parts = [self.tensor(name, index) for name, index in self.parts_of(target)]
+        W = parts[0] if len(parts) == 1 else torch.cat(parts, dim=self.axis_of(target))
         W = W.T if target.transposed and W.ndim == 2 else W
         if tuple(W.shape) != target.shape:
             raise CorruptArtifactError(
@@ -76,14 +105,19 @@ class Checkpoint:
             )
         return W
 
-    def _parts_of(self, target: Target) -> list[tuple[str, int | None]]:
+    def parts_of(self, target: Target) -> list[tuple[str, int | None]]:
+        """Return the tensors, and which part of the first dimension of each, that make one target's weight.
+
+        Raises as `weight` does.
+        """
         parameter = f"{target.module}.{target.parameter}"
         if parameter in self:
             return [(parameter, target.index)]
         stored = self._all_stored().get(parameter)
         return [(parameter, target.index)] if stored is None else stored.of(target.index)
 
-    def _axis_of(self, target: Target) -> int:
+    def axis_of(self, target: Target) -> int:
+        """Return the dimension along which those are joined where they are several."""
         return self._all_stored()[f"{target.module}.{target.parameter}"].axis(target.index)
 
     def _all_stored(self) -> dict[str, Stored]:

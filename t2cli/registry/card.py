@@ -27,21 +27,27 @@ def model_card(manifest: ExpertManifest) -> str:
 
 def front_matter(manifest: ExpertManifest) -> dict[str, object]:
     """Return the card's metadata as plain data; there is no license, because the manifest knows none."""
-    hub_id = _HUB_ID.fullmatch(manifest.base.source)
     matter: dict[str, object] = {
         "library_name": "t2",
-        "base_model": hub_id[1] if hub_id else manifest.base.name,
+        "base_model": base_on_hub(manifest) or manifest.base.name,
         "base_model_relation": "adapter",
         "pipeline_tag": "text-generation",
         "tags": ["t2", "transformer-squared", "svf", manifest.kind],
     }
     if manifest.evaluation:
-        results = [_result(row) for row in manifest.evaluation]
+        results = [evaluation_result(row) for row in manifest.evaluation]
         matter["model-index"] = [{"name": manifest.name, "results": results}]
     return matter
 
 
-def _result(row: EvaluationRecord) -> dict[str, object]:
+def base_on_hub(manifest: ExpertManifest) -> str | None:
+    """Return the Hub id of the base model, None if it came from elsewhere."""
+    hub_id = _HUB_ID.fullmatch(manifest.base.source)
+    return hub_id[1] if hub_id else None
+
+
+def evaluation_result(row: EvaluationRecord) -> dict[str, object]:
+    """Return one evaluation as an entry of a card's model-index."""
     return {
         "task": {"type": "text-generation"},
         "dataset": {"name": row.task, "type": row.task, "split": row.split},
@@ -51,10 +57,10 @@ def _result(row: EvaluationRecord) -> dict[str, object]:
 
 def _introduction(manifest: ExpertManifest) -> str:
     what = {"expert": "an expert", "dispatcher": "a dispatcher", "mix": "a mix of experts"}[manifest.kind]
-    base, targets = _escaped(manifest.base.name), manifest.targets
+    base, targets = escaped(manifest.base.name), manifest.targets
     lines = [
         f"# {manifest.name}, version {manifest.version}",
-        _escaped(manifest.description),
+        escaped(manifest.description),
         f"This is {what} of [Transformer-Squared](https://arxiv.org/abs/2501.06252): one vector z for each of"
         f" {targets.count} weight matrices of {base}, {targets.parameters:,} numbers in all, which rescale"
         " the singular values of that matrix. It holds no weights of the base model.",
@@ -76,7 +82,7 @@ def _facts(manifest: ExpertManifest) -> str:
         how = f"{training.task}, preset {training.preset}, {training.steps} steps, seed {training.seed}"
         rows.append(("trained on", f"{how}, {training.seconds:.0f} s on {training.device}"))
     rows.append(("created", manifest.created))
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {_escaped(value)} |" for key, value in rows)])
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {escaped(value)} |" for key, value in rows)])
 
 
 def _evaluation(manifest: ExpertManifest) -> str:
@@ -96,7 +102,7 @@ def _evaluation(manifest: ExpertManifest) -> str:
             gain += f" ({row.gain_ci95[0]:+.3f} to {row.gain_ci95[1]:+.3f})"
         interval = f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
         lines.append(
-            f"| {_escaped(row.task)} | {_escaped(row.split)} | {row.n} | {row.base_accuracy:.3f}"
+            f"| {escaped(row.task)} | {escaped(row.split)} | {row.n} | {row.base_accuracy:.3f}"
             f" | {row.expert_accuracy:.3f} | {interval} | {gain} | {row.mcnemar_p:.2g} |"
         )
     return "\n".join(lines)
@@ -105,7 +111,7 @@ def _evaluation(manifest: ExpertManifest) -> str:
 def _parents(manifest: ExpertManifest) -> str:
     if not manifest.parents:
         return ""
-    rows = [f"| {_escaped(parent.ref)} | {parent.alpha:g} | {parent.digest} |" for parent in manifest.parents]
+    rows = [f"| {escaped(parent.ref)} | {parent.alpha:g} | {parent.digest} |" for parent in manifest.parents]
     return "\n".join(["## Made from", "", "| expert | alpha | SHA-256 of expert.yaml |", "|---|---|---|", *rows])
 
 
@@ -113,6 +119,6 @@ def _use(manifest: ExpertManifest) -> str:
     return f"## Use\n\n```\nt2 chat --expert {manifest.name}@{manifest.version}\n```"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return `text` so that Markdown shows it as it is."""
     return _MARKDOWN.sub(r"\\\1", text)

@@ -11,14 +11,25 @@ from pathlib import Path
 
 from t2cli import paths
 from t2cli.errors import IncompatibleBaseError, NotFoundError, T2Error, UsageError
-from t2cli.files import clear_temporaries, disk_error, folder_being_made, locked, remove_whole
+from t2cli.files import locked
 from t2cli.lookup import near_matches
 from t2cli.registry.card import model_card
-from t2cli.registry.checks import check_z, problems_at
-from t2cli.registry.entry import CARD_FILE, MANIFEST_FILE, ExpertEntry, Slot, check_inside, read_entry, slots
+from t2cli.registry.checks import problems_at
+from t2cli.registry.entry import (
+    MANIFEST_FILE,
+    ExpertEntry,
+    Slot,
+    check_inside,
+    check_z,
+    delete_version,
+    read_entry,
+    removed_versions,
+    slots,
+    write_version,
+)
 from t2cli.registry.listing import remember
 from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest
-from t2cli.registry.reference import VERSION_PATTERN, ExpertRef, check_name
+from t2cli.registry.reference import ExpertRef, check_name
 
 __all__ = ["ExpertEntry", "LocalRegistry"]
 
@@ -28,23 +39,23 @@ Slots = list[Slot]
 Problems = list[T2Error]
 Lines = list[str]
 
-_REMOVED = ".removed"  # .3.removed: version 3 existed once
-
 
 class LocalRegistry:
     """The experts in the folders of `search_path`; None means the one the environment gives.
 
+    `source` is what entries say of where they are from, else "local", "shipped" or the folder.
     `problems` holds why versions were passed over by the latest `list`.
     """
 
-    def __init__(self, search_path: Sequence[Path] | None = None) -> None:
+    def __init__(self, search_path: Sequence[Path] | None = None, *, source: str | None = None) -> None:
         given = paths.registry_search_path() if search_path is None else search_path
         folders: dict[str, Path] = {}
         for path in given:  # the same folder twice would list every expert twice
             folders.setdefault(os.path.realpath(path), path)
         self.search_path = tuple(folders.values())
         self.problems: Problems = []
-        self._sources = {paths.shipped_registry(): "shipped", paths.t2_home() / "registry": "local"}
+        known = {paths.shipped_registry(): "shipped", paths.t2_home() / "registry": "local"}
+        self._sources = known if source is None else dict.fromkeys(self.search_path, source)
 
     def list(self, *, base_digest: str | None = None) -> Entries:
         """Return every version of every expert; with `base_digest` only those for the base of these weights.
@@ -75,9 +86,11 @@ class LocalRegistry:
 
         Raises NotFoundError with near matches, IncompatibleBaseError if there are such experts for other
         bases only, CorruptArtifactError if the expert is damaged (an older version is never returned
-        instead), and UsageError for a malformed reference or one to the Hub.
+        instead), and UsageError for a malformed reference. One to the Hub is fetched first: see hub.fetched.
         """
-        ref = _local(ref)
+        ref, pulled = self._fetched(ref, base_digest)
+        if pulled is not None:
+            return pulled.find(ref, base_digest=base_digest)
         candidates = self.candidates(ref)
         ours = [slot for slot in candidates if base_digest is None or slot.is_for(base_digest)]
         found = self._matching(ref, ours, base_digest)
@@ -96,7 +109,9 @@ class LocalRegistry:
 
         What cannot be read is passed over as long as another base has one. Raises as `find`.
         """
-        ref = _local(ref)
+        ref, pulled = self._fetched(ref)
+        if pulled is not None:
+            return pulled.find_each(ref)
         homes: dict[str, Slots] = {}
         for slot in self.candidates(ref):
             homes.setdefault(slot.base, []).append(slot)
@@ -125,24 +140,17 @@ class LocalRegistry:
         if not BASE_NAME_PATTERN.fullmatch(manifest.base.name):
             raise UsageError(f"{manifest.base.name!r} cannot be a base's short name", hint="leave out slashes")
         check_z(z, manifest.targets, Z_FILE)
-        root = self._writable()
+        root = self.writable()
         home = root / manifest.base.folder / manifest.name
         check_inside(root, home)
         record = replace(manifest.z, file=Z_FILE, sha256=hashlib.sha256(z).hexdigest())
-        with self._locked():
-            clear_temporaries(home)
+        with self.lock():
             slot = Slot(root, manifest.base.folder, manifest.name, self._next_version(manifest, home))
             manifest = replace(manifest, version=slot.version, z=record)
             text = manifest.to_yaml()
             ExpertManifest.from_yaml(text, MANIFEST_FILE)  # nothing is published that could not be read
             card = model_card(manifest)
-            try:
-                with folder_being_made(slot.path) as folder:
-                    (folder / Z_FILE).write_bytes(z)
-                    (folder / CARD_FILE).write_bytes(card.encode())
-                    (folder / MANIFEST_FILE).write_bytes(text.encode())
-            except FileExistsError as error:  # only by a program that does not take the lock
-                raise T2Error(f"{slot.path} appeared while it was being written", hint="try again") from error
+            write_version(slot, text.encode(), z, card)
             entry = self.read(slot)  # before anybody else can remove it
         remember(entry)
         return entry
@@ -162,14 +170,16 @@ class LocalRegistry:
         Raises UsageError if several versions or bases fit or it lies in a folder that is not written to,
         NotFoundError if there is none.
         """
-        ref = _local(ref)
+        ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
+        if ref.repo is not None:
+            raise UsageError(f"{ref} is on the Hub: only experts in a registry can be removed", hint="leave out hf://")
         candidates = [slot for slot in self.candidates(ref) if among(slot)]
         if ref.digest is not None:
             digests = {entry.path for entry in self._matching(ref, candidates, None)}
             candidates = [slot for slot in candidates if slot.path in digests]
         if not candidates:
             raise NotFoundError(f"there is no expert {ref} to remove", hint="see what there is with: t2 list --all")
-        root = self._writable()
+        root = self.writable()
         own = [slot for slot in candidates if slot.registry == root]
         if len(own) > 1:
             places = ", ".join(f"{slot.reference} ({slot.base})" for slot in own)
@@ -182,23 +192,9 @@ class LocalRegistry:
         return own[0]
 
     def remove_at(self, slot: Slot) -> None:
-        """Delete what lies in `slot`; its version is not used again.
-
-        Raises NotFoundError if it is gone, CorruptArtifactError if a link leads out of the registry, T2Error if it
-        cannot be deleted.
-        """
-        check_inside(slot.registry, slot.path.parent)
-        with self._locked():
-            clear_temporaries(slot.path.parent)
-            if not os.path.lexists(slot.path):
-                raise NotFoundError(f"{slot.reference} was removed by another process")
-            doomed = slot.path.with_name(f".{slot.version}.tmp")
-            try:
-                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
-                slot.path.rename(doomed)
-                remove_whole(doomed)
-            except OSError as error:
-                raise disk_error(slot.path, error) from error
+        """Delete what lies in `slot`; its version is not used again. Raises as delete_version."""
+        with self.lock():
+            delete_version(slot)
 
     def verify(self, entry: ExpertEntry) -> Lines:
         """Return everything that is wrong with an expert on disk, nothing if it is sound.
@@ -208,10 +204,24 @@ class LocalRegistry:
         """
         return problems_at(entry.slot, entry)
 
-    def slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
-        """Return every place on the search path that looks like a version of `name` (of any expert).
+    def at(self, base: str, name: str, version: int) -> ExpertEntry | None:
+        """Return the expert at this place of the search path, None if there is none; raises for a damaged one."""
+        places = (slot for slot in self.slots(name) if (slot.base, slot.version) == (base, version))
+        return next((self.read(slot) for slot in places), None)
 
-        Nothing is read. Folders that cannot be listed are added to `problems`.
+    def _fetched(self, ref: ExpertRef | str, base: str | None = None) -> tuple[ExpertRef, LocalRegistry | None]:
+        """Return a reference without its Hub repository, and the registry of what was fetched from there, if any."""
+        ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
+        if ref.repo is None:
+            return ref, None
+        from t2cli.registry.hub import fetched
+
+        return replace(ref, repo=None), fetched(ref, base)
+
+    def slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
+        """Return every place on the search path that looks like a version of `name` (of any expert), unread.
+
+        Folders that cannot be listed are added to `problems`.
         """
         problems = [] if problems is None else problems
         return [slot for registry in self.search_path for slot in slots(registry, problems, name)]
@@ -264,35 +274,25 @@ class LocalRegistry:
         )
 
     def read(self, slot: Slot) -> ExpertEntry:
-        """Read and check the manifest in `slot`, nothing else. Raises CorruptArtifactError if it is damaged."""
+        """Return the expert at a place of the search path; raises as read_entry."""
         return read_entry(slot, self.source(slot))
 
     def source(self, slot: Slot) -> str:
-        """Return what people call the registry that `slot` is in: "local", "shipped" or its path."""
+        """Return what people call the registry that `slot` is in."""
         return self._sources.get(slot.registry, str(slot.registry))
 
-    def _writable(self) -> Path:
+    def writable(self) -> Path:
+        """Return the folder that new experts are written to; UsageError if there is none."""
         if not self.search_path:
             raise UsageError("there is no registry to write to", hint="set T2_REGISTRY or pass --registry")
         return self.search_path[0]
 
-    def _locked(self) -> AbstractContextManager[None]:
-        return locked(self._writable() / ".lock", waiting="waiting for another process that uses this registry")
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the registry's lock against other processes that write to it."""
+        return locked(self.writable() / ".lock", waiting="waiting for another process that uses this registry")
 
     def _next_version(self, manifest: ExpertManifest, home: Path) -> int:
         weights = manifest.base.fingerprint.weights
         used = [slot.version for slot in self.slots(manifest.name) if slot.is_for(weights)]
-        marks = [mark.name[1:].removesuffix(_REMOVED) for mark in home.glob(f".*{_REMOVED}")]
-        removed = [int(mark) for mark in marks if VERSION_PATTERN.fullmatch(mark)]
+        removed = removed_versions(home)
         return 1 + max([*used, *removed], default=0)
-
-
-def _local(ref: ExpertRef | str) -> ExpertRef:
-    """Return a reference to an expert on this machine; UsageError if it is malformed or to the Hub."""
-    ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
-    if ref.repo is not None:
-        raise UsageError(
-            f"{ref} is on the Hub, and experts on the Hub must be fetched first",
-            hint=f"copy it into a registry, then name it {replace(ref, repo=None)}",
-        )
-    return ref

@@ -48,21 +48,21 @@ def side_of(m: int, n: int) -> Side:
 def basis_of(W: torch.Tensor, device: str | torch.device | None = None) -> Basis:
     """Return the small-side basis of `W` (m, n), computed on `device` (default: where W is).
 
-    Takes at most about four float64 copies of an (m, n) matrix besides W, and no more than five of an (r, r) one.
+    Takes five float64 matrices (r, r) of memory at most, besides W and GRAM_BLOCK numbers.
     Raises ValueError for a weight that is not a non-empty floating-point matrix or holds NaN or infinity.
     Zero and repeated singular values are fine: any orthonormal basis of such a subspace gives the same W'
     as long as z is equal on it, and a reproducible one otherwise.
     """
     if W.ndim != 2 or W.numel() == 0 or not W.is_floating_point():
         raise ValueError(f"expected a non-empty floating-point matrix, got {W.dtype} of shape {tuple(W.shape)}")
-    if not bool(torch.isfinite(W).all()):
-        raise ValueError("the matrix holds NaN or infinite values")
     device = torch.device(device) if device is not None else W.device
     if device.type == "mps":  # no float64 there
         device = torch.device("cpu")
     side = side_of(*W.shape)
     gram = _gram(W.detach() if side == "input" else W.detach().T, device)  # (r, r)
     del W  # who reads weights from a file may drop it now
+    if not bool(torch.isfinite(gram.diagonal()).all()):  # sums of squares: they show any number that is none
+        raise ValueError("the matrix holds NaN or infinite values")
     eigenvalues, vectors = _eigh(gram)  # ascending
     del gram
     S = eigenvalues.flip(0).clamp_min(0).sqrt()

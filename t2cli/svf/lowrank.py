@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from t2cli.svf.basis import Basis
+
 WORTH_THINNING = 0.6  # of the components; gathering columns costs too
 
 
@@ -32,14 +34,56 @@ def truncate(z: torch.Tensor, S: torch.Tensor, tolerance: float) -> Truncated:
     """
     if not 0 <= tolerance <= 1:
         raise ValueError(f"the tolerance must lie between 0 and 1, not {tolerance}")
-    energy = (S.double() * (z.double().to(S.device) - 1)).square()  # (r,)
-    ascending, order = energy.sort()
-    dropped_energy, total = ascending.cumsum(dim=0), float(energy.sum())
-    dropped = int((dropped_energy <= tolerance**2 * total).sum())
-    result = z.clone()
-    result[order[:dropped].to(z.device)] = 1
-    error = (float(dropped_energy[dropped - 1]) / total) ** 0.5 if dropped and total else 0.0
-    return Truncated(result, z.numel() - dropped, error)
+    ascending, order = strength(z, S).square().sort()
+    dropped_energy = ascending.cumsum(dim=0)
+    dropped = int((dropped_energy <= tolerance**2 * float(dropped_energy[-1])).sum())
+    return _without(z, order[:dropped], dropped_energy)
+
+
+def strongest(z: torch.Tensor, S: torch.Tensor, rank: int) -> Truncated:
+    """Return z (r,) with the `rank` components that change W the most, fewer where fewer change it at all.
+
+    No other W' of this rank is closer to the expert's. Raises ValueError for a negative rank.
+    """
+    if rank < 0:
+        raise ValueError(f"the rank must not be negative, not {rank}")
+    ascending, order = strength(z, S).square().sort()
+    dropped = max(z.numel() - rank, int((ascending == 0).sum()))
+    return _without(z, order[:dropped], ascending.cumsum(dim=0))
+
+
+def strength(z: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
+    """Return the singular values (r,) of W' - W, |S (z - 1)| in float64, in the order of S."""
+    return (S.double() * (z.double().to(S.device) - 1)).abs()
+
+
+def _without(z: torch.Tensor, dropped: torch.Tensor, dropped_energy: torch.Tensor) -> Truncated:
+    """Return z with the components `dropped` at 1; `dropped_energy` (r,) is that of the weakest 1, 2, 3, ..."""
+    result, total, count = z.clone(), float(dropped_energy[-1]), dropped.numel()
+    result[dropped.to(z.device)] = 1
+    error = (float(dropped_energy[count - 1]) / total) ** 0.5 if count and total else 0.0
+    return Truncated(result, z.numel() - count, error)
+
+
+class Factors(NamedTuple):
+    """`A` (k, n) and `B` (m, k), float32, whose product is W' - W of a z that differs from 1 in k components."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+
+
+def factors(W: torch.Tensor, basis: Basis, z: torch.Tensor) -> Factors:
+    """Return W' - W (m, n) of z (r,) as two thin matrices, without forming it; the strongest component comes first.
+
+    Column i of B and row i of A have the same norm, sqrt(|S_i (z_i - 1)|), so that lower precisions fit both alike.
+    """
+    strengths = strength(z, basis.S)
+    order = strengths.argsort(descending=True)[: int((strengths > 0).sum())]  # (k,)
+    scale = strengths[order].sqrt()
+    shift = (z.double().to(basis.S.device) - 1)[order] / scale
+    Q, wide = basis.Q[:, order].double(), W.double()  # (r, k), (m, n)
+    A, B = ((Q * scale).T, (wide @ Q) * shift) if basis.side == "input" else ((Q * shift).T @ wide, Q * scale)
+    return Factors(A.float().contiguous(), B.float().contiguous())
 
 
 def thinned(z: torch.Tensor, S: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -19,7 +19,8 @@ from typing import Any
 
 from table import print_table, write_json
 
-WAYS = ("t2, closed form", "t2, factored", "PEFT LoRA, rank 16")
+SHARED, REFOLDED, FACTORED, LORA = "t2", "t2, folding included", "t2, autograd", "PEFT LoRA, rank 16"
+WAYS = (SHARED, REFOLDED, FACTORED, LORA)
 
 
 def loss_of(model: Any, ids: Any) -> Any:
@@ -31,7 +32,7 @@ def loss_of(model: Any, ids: Any) -> Any:
 
 
 def run_t2(way: str, ids: Any, rounds: int, base: Any) -> list[float]:
-    """Return seconds per step with z, after one to warm up; folding is part of a step."""
+    """Return seconds per step with z, after one to warm up; in t2's own loop W' is there, from sampling with it."""
     import torch
 
     from t2cli.models.adapted import AdaptedModel
@@ -40,16 +41,17 @@ def run_t2(way: str, ids: Any, rounds: int, base: Any) -> list[float]:
     adapted = AdaptedModel(base)
     adapted.prepare(quiet=True)
     flat = (1 + 0.1 * torch.randn(sum(adapted.ranks.values()))).requires_grad_()
+    z = ZVectors({name: vector.detach() for name, vector in unflatten(flat, adapted.ranks).items()})
     seconds = []
     for _ in range(rounds + 1):
+        if way == REFOLDED:
+            adapted.release()
+        elif way == SHARED:
+            with adapted.use_z(z):  # as the rollouts do
+                pass
         started = time.perf_counter()
         vectors = unflatten(flat, adapted.ranks)
-        if way == WAYS[0]:
-            adapted.release()
-            use = adapted.trained(ZVectors({name: z.detach() for name, z in vectors.items()}), vectors)
-        else:
-            use = adapted.with_tensors(vectors)
-        with use:
+        with adapted.with_tensors(vectors) if way == FACTORED else adapted.trained(z, vectors):
             loss_of(adapted.model, ids).backward()
         seconds.append(time.perf_counter() - started)
         flat.grad = None
@@ -83,7 +85,7 @@ def alone(way: str, rows: int, length: int, rounds: int) -> None:
     base = load_base("smollm2-135m", device="cpu", quiet=True)
     ids = torch.randint(100, 40_000, (rows, length))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = run_peft(ids, rounds, base) if way == WAYS[2] else run_t2(way, ids, rounds, base)
+    seconds = run_peft(ids, rounds, base) if way == LORA else run_t2(way, ids, rounds, base)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(json.dumps({"seconds": seconds, "megabytes": grown / 1024}))
 
@@ -110,7 +112,7 @@ def main() -> None:
             found[way].append(json.loads(result.stdout.splitlines()[-1]))
     seconds = {way: [s for run in runs for s in run["seconds"]] for way, runs in found.items()}
     memory = {way: max(run["megabytes"] for run in runs) for way, runs in found.items()}
-    of = WAYS[2]
+    of = LORA
     rows = [
         (
             way,

@@ -173,7 +173,6 @@ def test_weights_that_cannot_be_are_refused(arguments: list[str], said: str) -> 
         (["math", "math@1"], 2, ["same expert", "math@1"]),
         (["math:1e300"], 2, ["finite"]),
         (["Math"], 2, ["'Math'"]),
-        (["hf://org/repo/math"], 2, ["Hub"]),
         ([], 2, ["EXPERT"]),
     ],
 )

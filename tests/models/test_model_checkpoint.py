@@ -44,6 +44,20 @@ def test_sharded_and_whole_hold_the_same(copied: Callable[..., Path], load: Call
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.model.state_dict().items())
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_headers_say_what_the_tensors_are(sharded: bool, copied: Callable[..., Path]) -> None:
+    folder = copied()
+    tensors = load_file(folder / SINGLE)
+    names = shard(folder) if sharded else []
+    checkpoint = Checkpoint(folder)
+    assert set(checkpoint) == set(tensors)
+    assert checkpoint.headers() == {name: ("F32", tuple(tensor.shape)) for name, tensor in tensors.items()}
+    damaged = folder / (names[2] if sharded else SINGLE)
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    with pytest.raises(CorruptArtifactError, match=damaged.name):
+        checkpoint.headers()
+
+
 def test_what_transformers_would_load_is_read_where_both_are_there(copied: Callable[..., Path]) -> None:
     folder = copied()
     whole = (folder / SINGLE).read_bytes()

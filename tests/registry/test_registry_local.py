@@ -178,11 +178,10 @@ def test_the_environment_gives_the_search_path(
     assert LocalRegistry().put(make(), z).source == str(tmp_path / "mine")
 
 
-def test_experts_on_the_hub_must_be_fetched_first(registry: LocalRegistry) -> None:
-    for action in (registry.find, registry.remove):
-        with pytest.raises(UsageError, match="must be fetched first") as caught:
-            action("hf://org/repo/math@2")
-        assert "math@2" in caught.value.hint
+def test_experts_on_the_hub_cannot_be_removed(registry: LocalRegistry) -> None:
+    with pytest.raises(UsageError, match="on the Hub") as caught:
+        registry.remove("hf://org/repo/math@2")
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "..", ".hidden", "a/b", "Math", "", "a\x00b", "a\n"])

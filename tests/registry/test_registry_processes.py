@@ -112,6 +112,7 @@ def test_a_put_that_cannot_finish_writing_leaves_no_version(
     assert (registry.list(), registry.problems) == ([sound], [])
     assert registry.find("math") == sound
     assert registry.put(make(targets=targets), blob).reference == "math@2"  # the lock is free again
+    assert sorted(path.name for path in home.iterdir()) == ["1", "2"]
     assert [registry.verify(entry) for entry in registry.list()] == [[], []]
 
 

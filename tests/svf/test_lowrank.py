@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from t2cli.svf.basis import basis_of, fold
-from t2cli.svf.lowrank import thinned, truncate
+from t2cli.svf.lowrank import factors, strength, strongest, thinned, truncate
 
 
 def made(m: int = 40, n: int = 24) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -58,3 +58,42 @@ def test_rows_are_truncated_each_and_share_their_columns() -> None:
     assert columns is not None
     assert torch.equal(columns, ((rows != 1).any(dim=0)).nonzero().flatten())
     assert thinned(z, S, 0.0)[1] is None  # all components: not thin
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5, 23, 24, 100])
+def test_the_strongest_components_are_kept_and_the_error_is_that_of_the_rest(rank: int) -> None:
+    W, z, S = made()
+    basis, found = basis_of(W), strongest(z, S, rank)
+    strengths = strength(z, S)
+    assert found.kept == int((found.z != 1).sum()) == min(rank, 24)
+    least = strengths[found.z != 1].min() if rank else torch.inf
+    assert bool((strengths[found.z == 1] <= least).all())
+    change, lost = fold(W, basis, z) - W, fold(W, basis, z) - fold(W, basis, found.z)
+    assert float(lost.norm() / change.norm()) == pytest.approx(found.error, abs=1e-6)
+
+
+def test_what_changes_nothing_is_not_counted() -> None:
+    _, z, S = made()
+    S = S.clone()
+    S[-3:] = 0
+    z[0] = 1
+    assert strongest(z, S, 24).kept == 20
+    assert strongest(torch.ones(24), S, 24) == (pytest.approx(torch.ones(24)), 0, 0.0)
+    with pytest.raises(ValueError, match="rank"):
+        strongest(z, S, -1)
+
+
+@pytest.mark.parametrize(("m", "n"), [(40, 24), (24, 24), (24, 40)])
+@pytest.mark.parametrize("rank", [0, 1, 7, 24])
+def test_factors_are_the_change_of_the_weight(m: int, n: int, rank: int) -> None:
+    W, z, _ = made(m, n) if n == 24 else (made(n, m)[0].T.contiguous(), *made(n, m)[1:])
+    basis = basis_of(W)
+    cut = strongest(z, basis.S, rank)
+    A, B = factors(W, basis, cut.z)
+    assert (A.shape, B.shape, A.dtype, B.dtype) == ((rank, n), (m, rank), torch.float32, torch.float32)
+    change = fold(W, basis, z) - W
+    wanted = fold(W, basis, cut.z) - W
+    assert float((B.double() @ A.double() - wanted).norm() / change.norm()) < 1e-6
+    norms = strength(cut.z, basis.S).sort(descending=True).values[:rank].sqrt().float()
+    assert torch.allclose(A.norm(dim=1), norms, rtol=1e-5)
+    assert torch.allclose(B.norm(dim=0), norms, rtol=1e-5)

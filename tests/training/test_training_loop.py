@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from interruptions import Heard, InterruptedFolder, KilledAtTheEnd
 from odd_task import SMALL, OddTask, spec_of, start
 
 from t2cli.config import TrainConfig
@@ -19,48 +20,12 @@ from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.vectors import read_z, z_to_bytes
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example
-from t2cli.training.checkpoint import RunFolder, RunState, new_run, run_to_resume
+from t2cli.training.checkpoint import new_run, run_to_resume
 from t2cli.training.loop import SHOWN_FROM, Trained, TrainingRun, check_examples
 from t2cli.training.metrics import Silent, StepRecord
 
 Open = Callable[[], AdaptedModel]
 TIMES = ("seconds", "elapsed", "eta", "tokens_per_second")
-
-
-class InterruptedFolder(RunFolder):
-    """A run folder whose user presses Ctrl-C when it is about to write the checkpoint of a step."""
-
-    def __init__(self, folder: RunFolder, step: int) -> None:
-        super().__init__(folder.path)
-        self.step = step
-
-    def save(self, state: RunState) -> None:
-        if state.step == self.step:
-            raise KeyboardInterrupt
-        super().save(state)
-
-
-class Heard(Silent):
-    """A listener that keeps what it hears, and raises KeyboardInterrupt where asked."""
-
-    def __init__(self, *, after_step: int | None = None, in_stage: str = "") -> None:
-        self.after_step, self.in_stage = after_step, in_stage
-        self.records: list[StepRecord] = []
-        self.stages: list[tuple[str, int]] = []
-        self.advanced = 0
-
-    def step(self, record: StepRecord) -> None:
-        self.records.append(record)
-        if record.step == self.after_step:
-            raise KeyboardInterrupt
-
-    def stage(self, what: str, total: int) -> None:
-        self.stages.append((what, total))
-        if self.in_stage and what.startswith(self.in_stage):
-            raise KeyboardInterrupt
-
-    def advance(self, units: int) -> None:
-        self.advanced += units
 
 
 def lines_of(run: TrainingRun) -> list[dict[str, object]]:
@@ -134,13 +99,6 @@ def test_a_run_interrupted_while_it_is_evaluated_ends_the_same(
 ) -> None:
     first = start(open_counting(), listener=Heard(in_stage="evaluate"))
     assert_same(*resumed(first, open_counting, registry), *whole)
-
-
-class KilledAtTheEnd(RunFolder):
-    """A run folder whose process is killed after the expert is published, and before the run knows."""
-
-    def finish(self, reference: str) -> None:
-        raise KeyboardInterrupt
 
 
 def test_a_run_killed_after_publishing_does_not_publish_again(open_counting: Open, registry: LocalRegistry) -> None:
