@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from t2cli.cli.completion import expert_names
 from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output, table
 from t2cli.errors import UsageError
@@ -23,8 +24,14 @@ KEEP = 0.99
 SHARD = "5GB"
 
 
+Experts = Annotated[
+    list[str],
+    typer.Argument(metavar="EXPERT", help="An expert; a bundle takes several.", autocompletion=expert_names),
+]
+
+
 def export(
-    experts: Annotated[list[str], typer.Argument(metavar="EXPERT", help="An expert; a bundle takes several.")],
+    experts: Experts,
     to: Annotated[Form, typer.Option("--to", help="A PEFT adapter, a transformers checkpoint, or a file of experts.")],
     output: Annotated[
         Path | None,

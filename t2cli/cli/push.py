@@ -7,13 +7,21 @@ from typing import Annotated
 
 import typer
 
+from t2cli.cli.completion import expert_names
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
+Expert = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERT", help="An expert: NAME, NAME@VERSION or NAME@sha256:...", autocompletion=expert_names
+    ),
+]
+
 
 def push(
-    expert: Annotated[str, typer.Argument(metavar="EXPERT", help="An expert: NAME, NAME@VERSION or NAME@sha256:...")],
+    expert: Expert,
     repo: Annotated[str, typer.Argument(metavar="ORG/REPO", help="A repository on the Hub; made if it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     license_id: Annotated[

@@ -40,7 +40,7 @@ def completed(registry: Path) -> Callable[..., list[str]]:
     return complete
 
 
-@pytest.mark.parametrize("command", ["show", "rm", "copy", "verify", "diff", "mix"])
+@pytest.mark.parametrize("command", ["show", "rm", "copy", "verify", "diff", "mix", "push", "export"])
 def test_names_of_experts(command: str, completed: Callable[..., list[str]]) -> None:
     assert completed(command, "") == ["both", "code", "math"]
 
