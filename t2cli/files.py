@@ -91,6 +91,21 @@ def folder_being_made(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_whole(path: Path) -> None:
+    """Delete a folder with all it holds, or a file or link; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Delete what killed processes were writing or deleting in `folder`; nobody may be writing there now."""
+    for leftover in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            remove_whole(leftover)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut, where the platform can."""
     if os.name == "nt":

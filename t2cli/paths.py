@@ -6,10 +6,18 @@ import os
 from pathlib import Path
 
 
+def expanded(path: str | Path) -> Path:
+    """Return `path` with a leading ~ replaced by the home folder; as it is where that names nobody."""
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):  # no such user, or no name of one
+        return Path(path)
+
+
 def t2_home() -> Path:
     """Return `T2_HOME`, or the platform's folder for application data."""
     if home := os.environ.get("T2_HOME"):
-        return Path(home).expanduser()
+        return expanded(home)
     import platformdirs
 
     return Path(platformdirs.user_data_dir("t2", appauthor=False))
@@ -49,9 +57,9 @@ def registry_search_path(registry: str | Path | None = None) -> list[Path]:
     default, which is `$T2_HOME/registry` and then the experts that ship with t2.
     """
     if registry is not None:
-        return [Path(registry).expanduser()]
+        return [expanded(registry)]
     if search := os.environ.get("T2_REGISTRY"):
-        return [Path(part).expanduser() for part in search.split(os.pathsep) if part]
+        return [expanded(part) for part in search.split(os.pathsep) if part]
     return [t2_home() / "registry", shipped_registry()]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import DEFAULT_BASE, AllowForeign, AsExpert, Base, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
@@ -30,7 +30,7 @@ def chat(
     adapt: Annotated[
         Literal["prompt", "none"], typer.Option("--adapt", help="Who chooses: pass 1, or nobody.")
     ] = "prompt",
-    expert: Annotated[str, typer.Option("--expert", metavar="REF", help="Answer as this expert; no pass 1.")] = "",
+    expert: AsExpert = "",
     mix: Annotated[
         str, typer.Option("--mix", metavar="A:0.6,B:0.4", help="Answer as this mix of experts; no pass 1.")
     ] = "",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath
+from t2cli.cli.completion import category_names
+from t2cli.cli.options import DEFAULT_BASE, Device, Json, OnlyBase, Quiet, RegistryPath
 from t2cli.cli.output import Output, table
 from t2cli.errors import T2Error, UsageError
 from t2cli.lookup import require
@@ -17,22 +18,44 @@ from t2cli.lookup import require
 if TYPE_CHECKING:
     from t2cli.registry.local import ExpertEntry
     from t2cli.registry.manifest import ExpertManifest
-    from t2cli.svf.relation import Fingerprint
+    from t2cli.svf.relation import Fingerprint, Relation
+
+    RelationTo = Callable[[ExpertEntry], Relation | None]
 
 HEADER = ("NAME", "VER", "KIND", "CATEGORY", "BASE", "GAIN, POINTS", "AGE", "SOURCE")
 SHRINK = (0, 3, 4, 7)  # what may be shortened where the terminal is narrow: never a number
 AGES = ((365 * 86400, "y"), (30 * 86400, "mo"), (86400, "d"), (3600, "h"), (60, "min"))
 
 
+Kind = Annotated[
+    Optional[Literal["expert", "dispatcher", "mix"]],  # noqa: UP045
+    typer.Option("--kind", help="Only trained experts, dispatchers or mixes.", show_default="all"),
+]
+Category = Annotated[
+    str,
+    typer.Option(
+        "--category",
+        metavar="NAME",
+        help="Only experts for questions of this category.",
+        autocompletion=category_names,
+    ),
+]
+Remote = Annotated[
+    str, typer.Option("--remote", metavar="ORG/REPO", help="The experts of a repository on the Hub instead.")
+]
+Compatible = Annotated[
+    bool,
+    typer.Option("--compatible", help=f"Only experts that can be used with --base ({DEFAULT_BASE} if not given)."),
+]
+
+
 def list_experts(
     every: Annotated[bool, typer.Option("--all", help="Every version instead of the newest of each expert.")] = False,
-    category: Annotated[
-        str, typer.Option("--category", metavar="NAME", help="Only experts for questions of this category.")
-    ] = "",
-    remote: Annotated[
-        str, typer.Option("--remote", metavar="ORG/REPO", help="The experts of a repository on the Hub instead.")
-    ] = "",
-    base: Base = DEFAULT_BASE,
+    base: OnlyBase = "",
+    kind: Kind = None,
+    category: Category = "",
+    compatible: Compatible = False,
+    remote: Remote = "",
     registry: RegistryPath = None,
     device: Device = "auto",
     json: Json = False,
@@ -41,28 +64,75 @@ def list_experts(
     """List the experts, with what each gains on its task.
 
     The gain is in points of accuracy over the base alone on held-out examples, with its 95 %
-    interval. Experts of every base are listed; those of --base can be used with it, and with a
-    warning those of a close relative.
+    interval. With --compatible, also those that were made for a close relative of the base: they
+    are used with a warning.
     """
     from t2cli.models.catalog import known_fingerprint
     from t2cli.paths import registry_search_path
+    from t2cli.registry.listing import remembered
     from t2cli.registry.local import LocalRegistry
 
     out = Output(json=json, quiet=quiet)
-    search_path = registry_search_path(registry)
-    experts = LocalRegistry(search_path)
-    found, problems = _on_hub(remote, every) if remote else (experts.list(), experts.problems)
+    experts = LocalRegistry(registry_search_path(registry))
+    found, problems = _on_hub(remote, every) if remote else (remembered(experts), experts.problems)
     entries = sorted(found, key=_order)
     if category:
         require(category, {entry.manifest.category for entry in entries}, "category of experts")
-        entries = [entry for entry in entries if entry.manifest.category == category]
-    shown = entries if every else newest(entries)
-    known = known_fingerprint(base)
-    out.emit("list", {"experts": [record(entry, known.weights if known else None) for entry in shown]})
-    if shown:
+    listed = [e for e in entries if category in ("", e.manifest.category) and kind in (None, e.manifest.kind)]
+    listed = listed if every else newest(listed)
+    target = base or DEFAULT_BASE
+    relation_to = _relations(known_fingerprint(target))
+    shown = _of_base(listed, target, bool(base), compatible, relation_to)
+    if json:  # thousands of records take time
+        out.emit("list", {"experts": [record(entry, relation_to(entry)) for entry in shown]})
+    elif shown:
         now = datetime.now(UTC)
         out.data(table(HEADER, [row(entry, now) for entry in shown], right=(1, 6), shrink=SHRINK))
-    _say_the_rest(out, shown, problems, base, known, [remote] if remote else search_path)
+    for problem in problems:
+        out.warn(str(problem))
+    if not shown:
+        folders = remote or " and ".join(str(folder) for folder in experts.search_path)
+        which = f"{len(entries)} experts, but none of those," if entries else "no experts"
+        out.say(f"there are {which} in {folders}: t2 train --task TASK makes one")
+    if not compatible:
+        _say_relations(out, listed, target, relation_to)
+    elif known_fingerprint(target) is None:
+        out.say(f"nothing is known of {target} yet: t2 decompose {target} reads its weights")
+
+
+def _relations(known: Fingerprint | None) -> RelationTo:
+    """Return a function that tells how an expert's base relates to the known one; None if nothing is known of it."""
+    from t2cli.svf.relation import relation
+
+    found: dict[str, Relation] = {}  # of thousands of experts most are of one base
+
+    def relation_to(entry: ExpertEntry) -> Relation | None:
+        if known is None:
+            return None
+        weights = _weights(entry)
+        if weights not in found:
+            found[weights] = relation(known, entry.manifest.base.fingerprint)
+        return found[weights]
+
+    return relation_to
+
+
+def _of_base(
+    entries: list[ExpertEntry], base: str, asked: bool, compatible: bool, relation_to: RelationTo
+) -> list[ExpertEntry]:
+    """Return the entries made for `base` if that was `asked` for; if `compatible`, those that can be used with it."""
+    if not asked and not compatible:
+        return entries
+    from t2cli.registry.resolve import is_base
+
+    def wanted(entry: ExpertEntry) -> bool:
+        how = relation_to(entry)
+        if how is not None and (how.close if compatible else how.kind == "same"):
+            return True
+        # the name as the table shows it; of a folder or a Hub id that was never used here it is all there is to compare
+        return not compatible and (how is None or "/" not in base) and is_base(entry.slot, base)
+
+    return [entry for entry in entries if wanted(entry)]
 
 
 def _on_hub(remote: str, every: bool) -> tuple[list[ExpertEntry], list[T2Error]]:
@@ -86,8 +156,8 @@ def newest(entries: Iterable[ExpertEntry]) -> list[ExpertEntry]:
     return list(best.values())
 
 
-def record(entry: ExpertEntry, digest: str | None) -> dict[str, object]:
-    """Return the fields of one expert for --json; `digest` is that of --base, None if not known yet."""
+def record(entry: ExpertEntry, how: Relation | None) -> dict[str, object]:
+    """Return the fields of one expert for --json; `how` its base relates to the asked one is None if not known."""
     manifest = entry.manifest
     return {
         "name": manifest.name,
@@ -98,9 +168,9 @@ def record(entry: ExpertEntry, digest: str | None) -> dict[str, object]:
         "fingerprint": _weights(entry),
         "digest": entry.digest,
         "created": manifest.created,
-        "evaluation": manifest.to_dict()["evaluation"],
+        "evaluation": [asdict(evaluation) for evaluation in manifest.evaluation],
         "source": entry.source,
-        "compatible": None if digest is None else _weights(entry) == digest,
+        "compatible": None if how is None else how.close,
     }
 
 
@@ -148,36 +218,17 @@ def _weights(entry: ExpertEntry) -> str:
     return entry.manifest.base.fingerprint.weights
 
 
-def _say_the_rest(
-    out: Output,
-    shown: Sequence[ExpertEntry],
-    problems: Iterable[Exception],
-    base: str,
-    known: Fingerprint | None,
-    search_path: Iterable[Path | str],
-) -> None:
-    """Say on stderr what the table leaves out: unreadable experts, other bases, an empty registry."""
-    for problem in problems:
-        out.warn(str(problem))
-    if not shown:
-        folders = " and ".join(str(folder) for folder in search_path)
-        out.say(f"there are no experts in {folders}: t2 train --task TASK makes one")
-    if known is not None:
-        _say_relations(out, shown, base, known)
-
-
-def _say_relations(out: Output, shown: Sequence[ExpertEntry], base: str, known: Fingerprint) -> None:
-    """Say how many of the experts are of other bases, those of close relatives apart."""
+def _say_relations(out: Output, listed: Sequence[ExpertEntry], base: str, relation_to: RelationTo) -> None:
+    """Say how many of the experts are of other bases than `base`, those of close relatives apart."""
     from t2cli.registry.resolve import percent
-    from t2cli.svf.relation import relation
 
-    relations = [relation(known, entry.manifest.base.fingerprint) for entry in shown]
+    relations = [how for entry in listed if (how := relation_to(entry)) is not None]
     drifts = [how.drift for how in relations if how.kind == "relative" and how.drift is not None]
     if drifts:
         near, far = percent(min(drifts)), percent(max(drifts))
         by = near if near == far else f"{near} to {far}"
         out.say(
-            f"{len(drifts)} of {len(shown)} can be used with {base}: made for a close relative, which differs by {by}"
+            f"{len(drifts)} of {len(listed)} can be used with {base}: made for a close relative, which differs by {by}"
         )
     if foreign := sum(not how.close for how in relations):
-        out.say(f"{foreign} of {len(shown)} cannot be used with {base}: made for other weights")
+        out.say(f"{foreign} of {len(listed)} cannot be used with {base}: made for other weights")

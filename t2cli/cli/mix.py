@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from t2cli.cli.completion import expert_names
 from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output
 from t2cli.errors import UsageError
@@ -24,7 +25,10 @@ _WITH_ALPHA = re.compile(
 
 
 def mix(
-    experts: Annotated[list[str], typer.Argument(metavar="EXPERT[:ALPHA]", help="Experts, each with its weight.")],
+    experts: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPERT[:ALPHA]", help="Experts, each with its weight.", autocompletion=expert_names),
+    ],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The new expert's name.")],
     allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,

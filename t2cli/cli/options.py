@@ -10,9 +10,26 @@ from typing import Annotated, Literal
 
 import typer
 
+from t2cli.cli.completion import base_names, expert_names, task_names
+
 DEFAULT_BASE = "smollm2-135m"
 
-Base = Annotated[str, typer.Option("--base", metavar="NAME", help="Base model: a name, a Hub id or a local folder.")]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--base", metavar="NAME", help="Base model: a name, a Hub id or a local folder.", autocompletion=base_names
+    ),
+]
+OnlyBase = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="NAME",
+        help="Only experts made for this base: its name, folder or Hub id.",
+        show_default="all",
+        autocompletion=base_names,
+    ),
+]
 RegistryPath = Annotated[
     Path | None,
     typer.Option(
@@ -29,3 +46,17 @@ AllowForeign = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress; warnings remain.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything random.")]
+AsExpert = Annotated[
+    str,
+    typer.Option("--expert", metavar="REF", help="Answer as this expert; no pass 1.", autocompletion=expert_names),
+]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task", metavar="TASK", help="What to learn: a built-in task or a YAML file.", autocompletion=task_names
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png", help="Also draw the map into a file (.png, .pdf, .svg)."),
+]

@@ -122,10 +122,13 @@ def discard(stream: TextIO) -> None:
 
 def styled(text: str, code: str) -> str:
     """Return `text` in the ANSI style `code` if stderr is a terminal that shows it and NO_COLOR is unset."""
+    return f"\x1b[{code}m{text}\x1b[0m" if shows_colour(sys.stderr) else text
+
+
+def shows_colour(stream: TextIO | None) -> bool:
+    """Tell whether `stream` is a terminal that shows colours, and NO_COLOR is unset."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    if plain or sys.stderr is None or not sys.stderr.isatty():
-        return text
-    return f"\x1b[{code}m{text}\x1b[0m"
+    return not plain and stream is not None and stream.isatty()
 
 
 def one_line(text: str) -> str:
@@ -133,7 +136,9 @@ def one_line(text: str) -> str:
 
     Names and descriptions come from other people's files: none may move the cursor or hide text.
     """
-    line = "".join(c if c.isprintable() else escaped(c) for c in " ".join(text.split()))
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else escaped(c) for c in line)
     return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
 
 

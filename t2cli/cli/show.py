@@ -1,17 +1,21 @@
-"""t2 show: everything that is known of one expert, from its manifest alone."""
+"""t2 show: everything that is known of one expert, from its own files alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath
+from t2cli.cli.completion import expert_names
+from t2cli.cli.heatmap import check_picture, heat_map, save_picture
+from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Plot, Quiet, RegistryPath
 from t2cli.cli.output import Output, one_line
 
 if TYPE_CHECKING:
+    from t2cli.registry.compare import Vectors
     from t2cli.registry.local import ExpertEntry, LocalRegistry
     from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, ParentRecord
     from t2cli.svf.relation import Relation
@@ -22,8 +26,13 @@ Row = tuple[str, str]
 def show(
     expert: Annotated[
         str,
-        typer.Argument(metavar="EXPERT", help="An expert: NAME, NAME@VERSION, NAME@sha256:... or hf://ORG/REPO/NAME"),
+        typer.Argument(
+            metavar="EXPERT",
+            help="An expert: NAME, NAME@VERSION, NAME@sha256:... or hf://ORG/REPO/NAME",
+            autocompletion=expert_names,
+        ),
     ],
+    plot: Plot = None,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
     device: Device = "auto",
@@ -33,28 +42,74 @@ def show(
     """Show one expert: what it is for, how it was made, what it was measured to do.
 
     Its base is compared with --base: the same, a close relative (and how far its weights are), or
-    foreign. The experts that a mix was made from are shown as a tree.
+    foreign. A map shows how far z is from 1 in each layer; the experts that a mix was made from are
+    shown as a tree.
     """
     from t2cli.cli.session import search_path
     from t2cli.models.catalog import known_fingerprint
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import shown
 
+    check_picture(plot)
     out = Output(json=json, quiet=quiet)
     entries = LocalRegistry(search_path(registry))
     entry, how = shown(entries, expert, known_fingerprint(base))
     place = {"digest": entry.digest, "path": str(entry.path), "source": entry.source}
     fields = entry.manifest.to_dict()
     fields["manifest_schema"] = fields.pop("schema")  # `schema` names the format of this very output
-    out.emit("show", {**fields, **place, "relation": asdict(how)})
+    z = _numbers(out, entry)
+    out.emit("show", {**fields, **place, "relation": asdict(how), "deviation": deviation(z) if z else None})
     rows = [*_what(entry), *_base(entry.manifest, how, base), *_making(entry), *_measured(entry.manifest)]
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         out.data(f"{label:<{width}}  {one_line(text)}".rstrip())
+    if z:
+        _draw(out, entry, z, plot)
     if entry.manifest.parents:
         out.data("made from")
         for line in lineage(entries, entry, set()):
             out.data(line)
+
+
+def _numbers(out: Output, entry: ExpertEntry) -> Vectors | None:
+    """Return z of every matrix; a damaged file is a warning here, for the manifest can still be shown."""
+    from t2cli.errors import CorruptArtifactError
+    from t2cli.registry.zfile import check_finite, read_arrays
+
+    try:
+        blob = entry.z_bytes()
+        check_finite(blob, str(entry.path))
+        return read_arrays(blob, str(entry.path))
+    except CorruptArtifactError as error:
+        out.warn(f"{error.message}; t2 verify {entry.reference} checks all of it")
+        return None
+
+
+def deviation(z: Vectors) -> list[dict[str, object]]:
+    """Return how far z is from 1 in each matrix: its layer, root mean square and largest shift, for --json."""
+    from t2cli.registry.compare import place_of
+
+    return [
+        {
+            "weight": weight,
+            **place_of(weight)._asdict(),
+            "rms": float(((vector - 1) ** 2).mean() ** 0.5),
+            "largest": float(abs(vector - 1).max()),
+        }
+        for weight, vector in z.items()
+    ]
+
+
+def _draw(out: Output, entry: ExpertEntry, z: Vectors, plot: Path | None) -> None:
+    from t2cli.registry.compare import grid
+
+    shifts = grid({weight: vector - 1 for weight, vector in z.items()})
+    out.data("root mean square of z - 1")
+    for line in heat_map(shifts):
+        out.data(f"  {line}")
+    if plot is not None:
+        save_picture(shifts, plot, f"{entry.reference}: z - 1")
+        out.say(f"wrote {plot}")
 
 
 def _what(entry: ExpertEntry) -> list[Row]:

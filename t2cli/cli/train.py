@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed, TaskName
 from t2cli.cli.output import Output
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
@@ -28,7 +28,7 @@ DEFAULTS = TrainConfig()
 
 
 def train(
-    task: Annotated[str, typer.Option("--task", metavar="TASK", help="What to learn: a built-in task or a YAML file.")],
+    task: TaskName,
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")
     ] = "",
@@ -83,13 +83,14 @@ def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) ->
     """Return the task, what a run is asked to do, and the name of the base's folder; raises for names there are not."""
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
+    from t2cli.paths import expanded
     from t2cli.registry.reference import check_name
     from t2cli.tasks.base import load_task, task_names
     from t2cli.training.checkpoint import RunSpec
 
     known_task = load_task(task)
     check_name(expert := name or known_task.name)
-    place = task if task in task_names() else str(Path(task).expanduser().resolve())  # resumed from anywhere
+    place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
     identity = identify(locate(base, quiet=quiet), quiet=quiet)
     return known_task, RunSpec(place, expert, base, identity.weights, config), identity.folder_name
 

@@ -19,7 +19,7 @@ from t2cli.errors import NetworkError, NotFoundError
 from t2cli.files import disk_error
 from t2cli.lookup import near_matches
 from t2cli.models.targets import first_line
-from t2cli.paths import cache_dir, converted_folder
+from t2cli.paths import cache_dir, converted_folder, expanded
 from t2cli.svf.relation import Fingerprint
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -99,7 +99,7 @@ def locate(base: str, *, quiet: bool = False) -> BaseFiles:
 
         named = CATALOG[base]
         return BaseFiles(base, ensure_converted(named, quiet=quiet), named.source, named.wheel.version)
-    folder = Path(base).expanduser()
+    folder = expanded(base)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise NotFoundError(
@@ -193,18 +193,23 @@ class KnownIdentity:
     fingerprint: Fingerprint
 
 
+def known_folder(base: str) -> Path | None:
+    """Return where the files of `base` are on this machine, or would be; None if they were never fetched."""
+    if base in CATALOG:
+        return converted_folder(base)
+    folder = expanded(base)
+    return folder.resolve() if folder.is_dir() else _cached_snapshot(base)
+
+
 def known_fingerprint(base: str) -> Fingerprint | None:
     """Return the fingerprint of `base` if it is known without loading anything, else None.
 
     A named base that was never used here has a digest and no probes.
     """
-    if base in CATALOG:
-        known = read_identity(converted_folder(base))
-        return known.fingerprint if known else Fingerprint(CATALOG[base].weights)
-    folder = Path(base).expanduser()
-    cached = folder.resolve() if folder.is_dir() else _cached_snapshot(base)
-    known = read_identity(cached) if cached else None
-    return known.fingerprint if known else None
+    folder = known_folder(base)
+    if folder is not None and (known := read_identity(folder)):
+        return known.fingerprint
+    return Fingerprint(CATALOG[base].weights) if base in CATALOG else None
 
 
 def known_digest(base: str) -> str | None:

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from t2cli import paths
 from t2cli.errors import IncompatibleBaseError, NotFoundError, T2Error, UsageError
-from t2cli.files import disk_error, locked
+from t2cli.files import clear_temporaries, disk_error, locked, remove_whole
 from t2cli.lookup import near_matches
 from t2cli.registry.card import model_card
-from t2cli.registry.entry import (
-    MANIFEST_FILE,
-    ExpertEntry,
-    Slot,
-    check_inside,
-    check_z,
-    read_entry,
-    slots,
-    write_version,
-)
+from t2cli.registry.checks import check_z, problems_at
+from t2cli.registry.entry import MANIFEST_FILE, ExpertEntry, Slot, check_inside, read_entry, slots, write_version
+from t2cli.registry.listing import remember
 from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest
 from t2cli.registry.reference import VERSION_PATTERN, ExpertRef, check_name
 
@@ -64,7 +56,7 @@ class LocalRegistry:
         """
         entries: Entries = []
         self.problems = []
-        for slot in self._slots(problems=self.problems):
+        for slot in self.slots(problems=self.problems):
             if base_digest is not None and not slot.is_for(base_digest):
                 continue
             try:
@@ -90,7 +82,7 @@ class LocalRegistry:
         ref, pulled = self._fetched(ref, base_digest)
         if pulled is not None:
             return pulled.find(ref, base_digest=base_digest)
-        candidates = self._candidates(ref)
+        candidates = self.candidates(ref)
         ours = [slot for slot in candidates if base_digest is None or slot.is_for(base_digest)]
         found = self._matching(ref, ours, base_digest)
         if found:
@@ -100,7 +92,7 @@ class LocalRegistry:
             raise self._incompatible(others[0], base_digest)
         raise NotFoundError(
             f"there is no expert {ref}, but others of that name",
-            hint=f"known: {', '.join(dict.fromkeys(slot.reference for slot in self._slots(ref.name)))}",
+            hint=f"known: {', '.join(dict.fromkeys(slot.reference for slot in self.slots(ref.name)))}",
         )
 
     def find_each(self, ref: ExpertRef | str) -> Entries:
@@ -112,7 +104,7 @@ class LocalRegistry:
         if pulled is not None:
             return pulled.find_each(ref)
         homes: dict[str, Slots] = {}
-        for slot in self._candidates(ref):
+        for slot in self.candidates(ref):
             homes.setdefault(slot.base, []).append(slot)
         found: Entries = []
         problems: Problems = []
@@ -150,23 +142,34 @@ class LocalRegistry:
             ExpertManifest.from_yaml(text, MANIFEST_FILE)  # nothing is published that could not be read
             card = model_card(manifest)
             write_version(slot, text.encode(), z, card)
-        return self.read(slot)
+            entry = self.read(slot)  # before anybody else can remove it
+        remember(entry)
+        return entry
 
     def remove(self, ref: ExpertRef | str, *, base_digest: str | None = None) -> ExpertRef:
         """Delete the one version that `ref` names, damaged or not, and return its exact reference.
 
+        Raises as `removable` and `remove_at`.
+        """
+        slot = self.removable(ref, among=lambda slot: base_digest is None or slot.is_for(base_digest))
+        self.remove_at(slot)
+        return ExpertRef(slot.name, version=slot.version)
+
+    def removable(self, ref: ExpertRef | str, *, among: Callable[[Slot], bool] = lambda slot: True) -> Slot:
+        """Return the place of the one version that `ref` names `among` some, damaged or not.
+
         Raises UsageError if several versions or bases fit or it lies in a folder that is not written to,
-        NotFoundError if there is none, T2Error if it cannot be deleted.
+        NotFoundError if there is none.
         """
         ref = ExpertRef.parse(ref) if isinstance(ref, str) else ref
         if ref.repo is not None:
             raise UsageError(f"{ref} is on the Hub: only experts in a registry can be removed", hint="leave out hf://")
-        candidates = [slot for slot in self._candidates(ref) if base_digest is None or slot.is_for(base_digest)]
+        candidates = [slot for slot in self.candidates(ref) if among(slot)]
         if ref.digest is not None:
-            digests = {entry.path for entry in self._matching(ref, candidates, base_digest)}
+            digests = {entry.path for entry in self._matching(ref, candidates, None)}
             candidates = [slot for slot in candidates if slot.path in digests]
         if not candidates:
-            raise NotFoundError(f"there is no expert {ref} to remove", hint="see what there is with: t2 list")
+            raise NotFoundError(f"there is no expert {ref} to remove", hint="see what there is with: t2 list --all")
         root = self.writable()
         own = [slot for slot in candidates if slot.registry == root]
         if len(own) > 1:
@@ -177,8 +180,26 @@ class LocalRegistry:
                 f"{ref} is in {candidates[0].registry}, which is not written to",
                 hint=f"only experts in {root} can be removed",
             )
-        self._delete(own[0])
-        return ExpertRef(own[0].name, version=own[0].version)
+        return own[0]
+
+    def remove_at(self, slot: Slot) -> None:
+        """Delete what lies in `slot`; its version is not used again.
+
+        Raises NotFoundError if it is gone, CorruptArtifactError if a link leads out of the registry, T2Error if it
+        cannot be deleted.
+        """
+        check_inside(slot.registry, slot.path.parent)
+        with self.lock():
+            clear_temporaries(slot.path.parent)
+            if not os.path.lexists(slot.path):
+                raise NotFoundError(f"{slot.reference} was removed by another process")
+            doomed = slot.path.with_name(f".{slot.version}.tmp")
+            try:
+                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
+                slot.path.rename(doomed)
+                remove_whole(doomed)
+            except OSError as error:
+                raise disk_error(slot.path, error) from error
 
     def verify(self, entry: ExpertEntry) -> Lines:
         """Return everything that is wrong with an expert on disk, nothing if it is sound.
@@ -186,25 +207,7 @@ class LocalRegistry:
         Checks the manifest and that it is still the one in `entry`, the hash of z.safetensors, its header,
         that all numbers are finite, and that matrices and numbers are as many as the manifest says.
         """
-        found: Lines = []
-        slot = Slot(entry.registry, entry.path.parent.parent.name, entry.path.parent.name, int(entry.path.name))
-        try:
-            now = self.read(slot)
-            if now.digest != entry.digest:
-                found.append(f"{entry.path / MANIFEST_FILE} has changed: its SHA-256 is not {entry.digest}")
-            entry = now
-        except T2Error as error:
-            found.append(error.message)
-        try:
-            check_z(entry.z_bytes(), entry.manifest.targets, str(entry.path / Z_FILE))
-        except T2Error as error:
-            found.append(error.message)
-        return found
-
-    def at(self, base: str, name: str, version: int) -> ExpertEntry | None:
-        """Return the expert at this place of the search path, None if there is none; raises for a damaged one."""
-        places = (slot for slot in self._slots(name) if (slot.base, slot.version) == (base, version))
-        return next((self.read(slot) for slot in places), None)
+        return problems_at(entry.slot, entry)
 
     def _fetched(self, ref: ExpertRef | str, base: str | None = None) -> tuple[ExpertRef, LocalRegistry | None]:
         """Return a reference without its Hub repository, and the registry of what was fetched from there, if any."""
@@ -215,15 +218,19 @@ class LocalRegistry:
 
         return replace(ref, repo=None), fetched(ref, base)
 
-    def _slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
+    def slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
+        """Return every place on the search path that looks like a version of `name` (of any expert).
+
+        Nothing is read. Folders that cannot be listed are added to `problems`.
+        """
         problems = [] if problems is None else problems
         return [slot for registry in self.search_path for slot in slots(registry, problems, name)]
 
-    def _candidates(self, ref: ExpertRef) -> Slots:
+    def candidates(self, ref: ExpertRef) -> Slots:
         """Return the places `ref` may mean, best first; NotFoundError if there are none of that name."""
-        named = self._slots(ref.name)
+        named = self.slots(ref.name)
         if not named:
-            hint = near_matches(ref.name, {slot.name for slot in self._slots()})
+            hint = near_matches(ref.name, {slot.name for slot in self.slots()})
             raise NotFoundError(
                 f"there is no expert named {ref.name!r}", hint=hint or "there are no experts yet: train one"
             )
@@ -242,6 +249,8 @@ class LocalRegistry:
             try:
                 entry = self.read(slot)
             except T2Error as error:
+                if not os.path.lexists(slot.path):  # another process removed it in the meantime
+                    continue
                 if ref.digest is None:
                     raise
                 problems.append(error)
@@ -257,7 +266,7 @@ class LocalRegistry:
         return found
 
     def _incompatible(self, entry: ExpertEntry, base_digest: str) -> IncompatibleBaseError:
-        known = {slot.base for slot in self._slots() if slot.is_for(base_digest)}
+        known = {slot.base for slot in self.slots() if slot.is_for(base_digest)}
         theirs, wanted = entry.manifest.base.folder, min(known, default=base_digest[:12])
         return IncompatibleBaseError(
             f"the expert {entry.manifest.name} is for the base {theirs}, not for {wanted}",
@@ -265,8 +274,12 @@ class LocalRegistry:
         )
 
     def read(self, slot: Slot) -> ExpertEntry:
-        """Return the expert at a place of the search path; raises as read_entry."""
-        return read_entry(slot, self._sources.get(slot.registry, str(slot.registry)))
+        """Read and check the manifest in `slot`, nothing else. Raises CorruptArtifactError if it is damaged."""
+        return read_entry(slot, self.source(slot))
+
+    def source(self, slot: Slot) -> str:
+        """Return what people call the registry that `slot` is in: "local", "shipped" or its path."""
+        return self._sources.get(slot.registry, str(slot.registry))
 
     def writable(self) -> Path:
         """Return the folder that new experts are written to; UsageError if there is none."""
@@ -280,21 +293,7 @@ class LocalRegistry:
 
     def _next_version(self, manifest: ExpertManifest, home: Path) -> int:
         weights = manifest.base.fingerprint.weights
-        used = [slot.version for slot in self._slots(manifest.name) if slot.is_for(weights)]
+        used = [slot.version for slot in self.slots(manifest.name) if slot.is_for(weights)]
         marks = [mark.name[1:].removesuffix(_REMOVED) for mark in home.glob(f".*{_REMOVED}")]
         removed = [int(mark) for mark in marks if VERSION_PATTERN.fullmatch(mark)]
         return 1 + max([*used, *removed], default=0)
-
-    def _delete(self, slot: Slot) -> None:
-        check_inside(slot.registry, slot.path.parent)
-        with self.lock():
-            doomed = slot.path.with_name(f".{slot.version}.tmp")
-            try:
-                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
-                slot.path.rename(doomed)
-                if doomed.is_dir() and not doomed.is_symlink():
-                    shutil.rmtree(doomed)
-                else:
-                    doomed.unlink()
-            except OSError as error:
-                raise disk_error(slot.path, error) from error

@@ -13,11 +13,13 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from t2cli.errors import IncompatibleBaseError, T2Error
+from t2cli.registry.checks import misfit
+from t2cli.registry.entry import Slot
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.reference import ExpertRef
-from t2cli.registry.zfile import read_header
 from t2cli.svf.relation import Fingerprint, Printed, Probes, Relation, relation
 
 Related = tuple[ExpertEntry, Relation]
@@ -140,13 +142,7 @@ class Resolver:
 
     def _misfit(self, entry: ExpertEntry) -> str:
         """Return what of the expert's shapes is not this base's, "" if all are. Raises for a damaged expert."""
-        ranks = self.base.ranks()
-        for name, (r,) in read_header(entry.z_bytes(), str(entry.path)).items():
-            if name not in ranks:
-                return f"{self.base.label} has no {name}"
-            if ranks[name] != r:
-                return f"{name} has {ranks[name]} singular values in {self.base.label}, not {r}"
-        return ""
+        return misfit(entry, self.base.ranks(), self.base.label)
 
 
 def closest_first(found: list[Related]) -> list[Related]:
@@ -166,6 +162,12 @@ def shown(registry: LocalRegistry, ref: ExpertRef | str, base: Printed | None) -
         return registry.find(ref, base_digest=base.weights), Relation("same", 0.0)
     found = registry.find_each(ref)
     return closest_first([(entry, relation(base, entry.manifest.base.fingerprint)) for entry in found])[0]
+
+
+def is_base(slot: Slot, base: str) -> bool:
+    """Tell from a registry folder's name alone whether it is for `base`: a short name, a folder, a path or a Hub id."""
+    name = Path(base.partition("@")[0]).name.lower()
+    return name in (slot.base.lower(), slot.base.lower().rpartition("-")[0])
 
 
 def in_words(how: Relation) -> str:

@@ -11,9 +11,15 @@ import math
 import re
 import sys
 from array import array
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from t2cli.errors import CorruptArtifactError
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Vector = NDArray[numpy.float64]
 
 LENGTH_BYTES = 8
 NUMBER_BYTES = 4  # float32
@@ -44,6 +50,13 @@ def read_header(blob: bytes, where: str = "z.safetensors") -> dict[str, tuple[in
     that follow each other without holes or overlap from the header to the last byte.
     """
     return {span.name: (span.r,) for span in _spans(blob, where)}
+
+
+def read_arrays(blob: bytes, where: str = "z.safetensors") -> dict[str, Vector]:
+    """Return z (r,) of each tensor in double precision, for commands that load no torch; raises as `read_header`."""
+    import numpy
+
+    return {span.name: numpy.frombuffer(blob, "<f4", span.r, span.begin).astype("f8") for span in _spans(blob, where)}
 
 
 def check_finite(blob: bytes, where: str = "z.safetensors") -> None:

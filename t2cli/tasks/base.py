@@ -14,6 +14,7 @@ from typing import Protocol
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.lookup import require
+from t2cli.paths import expanded
 from t2cli.tasks.prompts import render
 from t2cli.tasks.sampling import digest, draw
 from t2cli.tasks.spec import Row, TaskSpec
@@ -128,7 +129,7 @@ def load_task(name: str) -> Task:
     name or a missing file, and CorruptArtifactError naming the key that is wrong in a file.
     """
     if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             raise NotFoundError(f"there is no task file {name}", hint=f"built in: {', '.join(task_names())}")
     else:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from t2cli.cli.list import age_text, gain_text, newest
 from t2cli.models.catalog import identity_path, weight_files
 from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.manifest import FingerprintRecord
 
 T2 = Callable[..., subprocess.CompletedProcess[str]]
 Make = Callable[..., ExpertEntry]
@@ -46,7 +48,7 @@ def known_base(tmp_path: Path) -> Path:
 
 
 def test_the_table_is_golden(t2: T2, registry: Path, golden: Callable[[str, str], None]) -> None:
-    result = t2("list", "--registry", registry, "--base", "org/not-here-yet")
+    result = t2("list", "--registry", registry, "--quiet")
     assert (result.returncode, result.stderr) == (0, "")
     golden("list.txt", result.stdout.replace(str(registry), "<registry>"))
 
@@ -57,7 +59,7 @@ def test_the_table_of_a_local_registry_fits_80_columns(t2: T2, tmp_path: Path, m
 
 
 def test_the_json_is_golden_and_one_line(t2: T2, registry: Path, golden: Callable[[str, str], None]) -> None:
-    result = t2("list", "--registry", registry, "--base", "org/not-here-yet", "--json")
+    result = t2("list", "--registry", registry, "--json")
     assert result.stdout.count("\n") == 1
     fields = {"schema": "t2.list/1", "experts": experts(result)}
     text = json.dumps(fields, indent=2).replace(str(registry), "<registry>")
@@ -109,12 +111,41 @@ def test_newest_is_the_version_that_the_bare_name_means(
     assert shown.path == both.find("math").path
 
 
-def test_compatible_compares_with_the_base_once_its_digest_is_known(t2: T2, registry: Path, known_base: Path) -> None:
+def named(result: subprocess.CompletedProcess[str]) -> list[tuple[object, object]]:
+    return [(item["name"], item["base"]) for item in experts(result)]
+
+
+def test_base_filters_by_weights_where_they_are_known_and_by_name(t2: T2, registry: Path, known_base: Path) -> None:
     result = t2("list", "--registry", registry, "--json", "--base", known_base)
-    assert [item["compatible"] for item in experts(result)] == [True, True, False, True]
+    assert named(result) == [(name, "smollm2-135m") for name in ("both", "code", "math")]
+    assert [item["compatible"] for item in experts(result)] == [True] * 3
     assert f"1 of 4 cannot be used with {known_base}" in result.stderr
-    unknown = t2("list", "--registry", registry, "--json", "--base", "example/never-loaded")
-    assert [item["compatible"] for item in experts(unknown)] == [None] * 4
+    for name in ("qwen3-0.6b", "qwen3-0.6b-bbbbbbbbbbbb", "example/Qwen3-0.6B", "example/qwen3-0.6b@main"):
+        result = t2("list", "--registry", registry, "--json", "--base", name)
+        assert named(result) == [("math", "qwen3-0.6b")], name
+        assert [item["compatible"] for item in experts(result)] == [None], name
+    assert experts(t2("list", "--registry", registry, "--json", "--base", "example/never-loaded")) == []
+
+
+def test_compatible_leaves_out_what_cannot_be_used(t2: T2, registry: Path, known_base: Path, make_expert: Make) -> None:
+    first = LocalRegistry([registry]).find("code")
+    for name, digit, probe in (("near", "c", -40.1), ("far", "d", 40.0)):
+        fingerprint = FingerprintRecord(digit * 64, {"q_proj": [3.5]}, {"q_proj": [30.0, probe]})
+        make_expert(registry, name, base=replace(first.manifest.base, name=name, fingerprint=fingerprint))
+    asked = ("list", "--registry", registry, "--json", "--compatible", "--base")
+    assert named(t2(*asked, known_base)) == [
+        *((name, "smollm2-135m") for name in ("both", "code", "math")),
+        ("near", "near"),
+    ]
+    unknown = t2(*asked, "example/never-loaded")
+    assert experts(unknown) == []
+    assert "nothing is known of example/never-loaded yet: t2 decompose" in unknown.stderr
+
+
+def test_kind_filters(t2: T2, registry: Path) -> None:
+    assert named(t2("list", "--registry", registry, "--json", "--kind", "mix")) == [("both", "smollm2-135m")]
+    assert "but none of those" in t2("list", "--registry", registry, "--kind", "dispatcher").stderr
+    assert t2("list", "--kind", "mixes").returncode == 2
 
 
 def test_an_unreadable_expert_is_a_warning_and_the_others_are_listed(t2: T2, registry: Path) -> None:
@@ -154,8 +185,6 @@ def test_age(age: timedelta, text: str) -> None:
 
 
 def test_gain_is_that_of_the_task_trained_for(tmp_path: Path, make_expert: Make) -> None:
-    from dataclasses import replace
-
     entry = make_expert(tmp_path, "math")
     [own] = entry.manifest.evaluation
     other = replace(own, task="other", gain=-0.05, gain_ci95=None)

@@ -197,6 +197,9 @@ def test_list_says_which_are_of_a_relative_and_which_are_foreign(t2: Callable, r
     identity_of(relative)
     identity_of(stranger)
     near = t2("list", "--json", base=relative)
-    assert [item["compatible"] for item in json.loads(near.stdout)["experts"]] == [False, False]
+    assert json.loads(near.stdout)["experts"] == []  # none was made for it
     assert f"2 of 2 can be used with {relative}: made for a close relative, which differs by" in near.stderr
+    usable = t2("list", "--json", "--compatible", base=relative)
+    assert [item["compatible"] for item in json.loads(usable.stdout)["experts"]] == [True, True]
     assert f"2 of 2 cannot be used with {stranger}" in t2("list", base=stranger).stderr
+    assert json.loads(t2("list", "--json", "--compatible", base=stranger).stdout)["experts"] == []

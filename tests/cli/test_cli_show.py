@@ -65,6 +65,14 @@ def test_json_has_every_field_of_the_manifest_and_where_it_is(run: Callable, reg
     fields = entry.manifest.to_dict()
     assert (record.pop("schema"), record.pop("manifest_schema")) == ("t2.show/1", fields.pop("schema"))
     assert record.pop("relation") == {"kind": "same", "drift": 0.0}
+    (moved,) = record.pop("deviation")
+    assert moved == {
+        "weight": "model.layers.0.self_attn.q_proj.weight",
+        "layer": 0,
+        "module": "self_attn.q_proj",
+        "rms": pytest.approx((0.5**2 / 2) ** 0.5),
+        "largest": 0.5,
+    }
     place = [record.pop(key) for key in ("digest", "path", "source")]
     assert place == [entry.digest, str(entry.path), entry.source]
     assert record == fields
@@ -164,6 +172,37 @@ def test_what_is_not_there_is_an_error(
     refused(run("show", *arguments, "--registry", registry), code, *said)
 
 
+def test_a_damaged_z_is_a_warning_and_the_manifest_is_shown(run: Callable, registry: Path) -> None:
+    (LocalRegistry([registry]).find("code").path / "z.safetensors").write_bytes(b"x" * 200)
+    result = run("show", "code", "--registry", registry, "--quiet")
+    assert result.exit_code == 0
+    assert row(result, "expert") == "code@1"
+    assert "layer" not in result.stdout
+    (warning,) = result.stderr.splitlines()
+    assert warning.startswith("warning: ")
+    assert "SHA-256 differs; t2 verify code@1" in warning
+    assert record_of(run("show", "code", "--registry", registry, "--json"))["deviation"] is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_a_picture_is_drawn(run: Callable, registry: Path, tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    result = run("show", "code", "--registry", registry, "--plot", tmp_path / f"map{suffix}")
+    assert result.exit_code == 0, result.stderr
+    begins = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
+    assert (tmp_path / f"map{suffix}").read_bytes().startswith(begins)
+    assert f"wrote {tmp_path}" in result.stderr
+
+
+def test_a_picture_of_another_kind_or_without_matplotlib_is_refused_before_anything(
+    run: Callable, refused: Callable, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(run("show", "code", "--registry", registry, "--plot", tmp_path / "map.txt"), 2, "map.txt", ".png")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    refused(run("show", "code", "--registry", registry, "--plot", tmp_path / "map.png"), 1, "matplotlib", "t2cli[plot]")
+    assert not list(tmp_path.glob("map*"))
+
+
 def test_it_loads_no_torch(registry: Path, tmp_path: Path) -> None:
     arguments = ["show", "both", "--registry", str(registry), "--base", str(remembered(tmp_path / "base"))]
     program = f"""if True:
@@ -171,7 +210,7 @@ def test_it_loads_no_torch(registry: Path, tmp_path: Path) -> None:
         from typer.testing import CliRunner
         from t2cli.cli.app import app
         assert CliRunner().invoke(app, {arguments!r}).exit_code == 0
-        print(*sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
+        print(*sorted({{"torch", "transformers", "matplotlib"}} & set(sys.modules)))
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
