@@ -40,12 +40,12 @@ Category = Annotated[
         autocompletion=category_names,
     ),
 ]
+Remote = Annotated[
+    str, typer.Option("--remote", metavar="ORG/REPO", help="The experts of a repository on the Hub instead.")
+]
 Compatible = Annotated[
     bool,
     typer.Option("--compatible", help=f"Only experts that can be used with --base ({DEFAULT_BASE} if not given)."),
-]
-Remote = Annotated[
-    str, typer.Option("--remote", metavar="ORG/REPO", help="The experts of a repository on the Hub instead.")
 ]
 
 
@@ -91,24 +91,13 @@ def list_experts(
     for problem in problems:
         out.warn(str(problem))
     if not shown:
-        where = remote or " and ".join(str(folder) for folder in experts.search_path)
+        folders = remote or " and ".join(str(folder) for folder in experts.search_path)
         which = f"{len(entries)} experts, but none of those," if entries else "no experts"
-        out.say(f"there are {which} in {where}: t2 train --task TASK makes one")
+        out.say(f"there are {which} in {folders}: t2 train --task TASK makes one")
     if not compatible:
         _say_relations(out, listed, target, relation_to)
     elif known_fingerprint(target) is None:
         out.say(f"nothing is known of {target} yet: t2 decompose {target} reads its weights")
-
-
-def _on_hub(remote: str, every: bool) -> tuple[list[ExpertEntry], list[T2Error]]:
-    """Return the experts of a Hub repository, and what could not be read there."""
-    from t2cli.registry.hub import HubSource, listed
-    from t2cli.registry.hub_client import HubRepo
-
-    source = HubSource.parse(remote)
-    if source.expert is not None:
-        raise UsageError(f"--remote takes a repository, not {remote}", hint="write it as ORG/REPO or ORG/REPO@REVISION")
-    return listed(HubRepo(source.repo), source.revision, every=every)
 
 
 def _relations(known: Fingerprint | None) -> RelationTo:
@@ -144,6 +133,17 @@ def _of_base(
         return not compatible and (how is None or "/" not in base) and is_base(entry.slot, base)
 
     return [entry for entry in entries if wanted(entry)]
+
+
+def _on_hub(remote: str, every: bool) -> tuple[list[ExpertEntry], list[T2Error]]:
+    """Return the experts of a Hub repository, and what could not be read there."""
+    from t2cli.registry.hub import HubSource, listed
+    from t2cli.registry.hub_client import HubRepo
+
+    source = HubSource.parse(remote)
+    if source.expert is not None:
+        raise UsageError(f"--remote takes a repository, not {remote}", hint="write it as ORG/REPO or ORG/REPO@REVISION")
+    return listed(HubRepo(source.repo), source.revision, every=every)
 
 
 def newest(entries: Iterable[ExpertEntry]) -> list[ExpertEntry]:

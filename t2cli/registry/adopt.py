@@ -6,7 +6,8 @@ import hashlib
 
 from t2cli.errors import CorruptArtifactError, T2Error
 from t2cli.registry.card import model_card
-from t2cli.registry.entry import ExpertEntry, Slot, check_inside, check_z, parse_manifest, write_version
+from t2cli.registry.checks import check_z
+from t2cli.registry.entry import ExpertEntry, Slot, check_inside, parse_manifest, write_version
 from t2cli.registry.local import LocalRegistry
 
 
@@ -16,7 +17,8 @@ def present(registry: LocalRegistry, slot: Slot, digest: str, origin: str) -> Ex
     Raises T2Error if another expert has the place: `origin` names the one that was to come. CorruptArtifactError if
     what is there is damaged.
     """
-    entry = registry.at(slot.base, slot.name, slot.version)
+    places = (place for place in registry.slots(slot.name) if (place.base, place.version) == (slot.base, slot.version))
+    entry = next((registry.read(place) for place in places), None)
     if entry is None:
         return None
     if entry.digest != digest:

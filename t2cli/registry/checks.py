@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from t2cli.errors import T2Error
-from t2cli.registry.entry import MANIFEST_FILE, ExpertEntry, Slot, check_z, read_entry
-from t2cli.registry.manifest import Z_FILE
-from t2cli.registry.zfile import read_header
+from t2cli.errors import CorruptArtifactError, T2Error
+from t2cli.registry.entry import MANIFEST_FILE, RESTORE, ExpertEntry, Slot, read_entry
+from t2cli.registry.manifest import Z_FILE, TargetsRecord
+from t2cli.registry.zfile import check_finite, read_header
 
 Lines = list[str]
+
+
+def check_z(blob: bytes, targets: TargetsRecord, where: str) -> None:
+    """Raise CorruptArtifactError unless `blob` is a sound z.safetensors of the stated size."""
+    shapes = read_header(blob, where)
+    count, parameters = len(shapes), sum(r for (r,) in shapes.values())
+    if (count, parameters) != (targets.count, targets.parameters):
+        raise CorruptArtifactError(
+            f"{where} has {count} matrices and {parameters} numbers, but the manifest says"
+            f" {targets.count} and {targets.parameters}",
+            hint=RESTORE,
+        )
+    check_finite(blob, where)
 
 
 def problems_at(slot: Slot, known: ExpertEntry | None = None) -> Lines:

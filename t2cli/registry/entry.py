@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error
-from t2cli.files import clear_temporaries, disk_error, folder_being_made, remove_whole
-from t2cli.registry.manifest import Z_FILE, ExpertManifest, TargetsRecord
+from t2cli.files import clear_temporaries, folder_being_made
+from t2cli.registry.manifest import Z_FILE, ExpertManifest
 from t2cli.registry.reference import HUB_SCHEME, VERSION_PATTERN
-from t2cli.registry.zfile import NUMBER_BYTES, check_finite, max_file_bytes, read_header
+from t2cli.registry.zfile import NUMBER_BYTES, max_file_bytes
 
 MANIFEST_FILE = "expert.yaml"
 CARD_FILE = "README.md"
-_REMOVED = ".removed"  # .3.removed: version 3 existed once
 MAX_MANIFEST_BYTES = 1 << 20
 RESTORE = "restore the folder from a copy, or delete it and train or fetch the expert again"
 
@@ -144,7 +143,7 @@ def write_version(slot: Slot, text: bytes, z: bytes, card: str) -> None:
 
     Raises T2Error if it cannot be written or is there already.
     """
-    clear_temporaries(slot.path.parent)  # of killed processes: whoever lives holds the lock
+    clear_temporaries(slot.path.parent)  # of a process that was killed: whoever lives holds the lock
     try:
         with folder_being_made(slot.path) as folder:
             (folder / Z_FILE).write_bytes(z)
@@ -152,44 +151,6 @@ def write_version(slot: Slot, text: bytes, z: bytes, card: str) -> None:
             (folder / MANIFEST_FILE).write_bytes(text)
     except FileExistsError as error:  # only by a program that does not take the lock
         raise T2Error(f"{slot.path} appeared while it was being written", hint="try again") from error
-
-
-def delete_version(slot: Slot) -> None:
-    """Delete what lies in `slot` and remember that its version was used; the registry's lock must be held.
-
-    Raises NotFoundError if it is gone, CorruptArtifactError if a link leads out of the registry, T2Error if it cannot
-    be deleted.
-    """
-    check_inside(slot.registry, slot.path.parent)
-    clear_temporaries(slot.path.parent)
-    if not os.path.lexists(slot.path):
-        raise NotFoundError(f"{slot.reference} was removed by another process", hint="see: t2 list")
-    doomed = slot.path.with_name(f".{slot.version}.tmp")
-    try:
-        slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
-        slot.path.rename(doomed)
-        remove_whole(doomed)
-    except OSError as error:
-        raise disk_error(slot.path, error) from error
-
-
-def removed_versions(home: Path) -> list[int]:
-    """Return the versions that once were in the folder of a name and are removed."""
-    marks = [mark.name[1:].removesuffix(_REMOVED) for mark in home.glob(f".*{_REMOVED}")]
-    return [int(mark) for mark in marks if VERSION_PATTERN.fullmatch(mark)]
-
-
-def check_z(blob: bytes, targets: TargetsRecord, where: str) -> None:
-    """Raise CorruptArtifactError unless `blob` is a sound z.safetensors of the stated size."""
-    shapes = read_header(blob, where)
-    count, parameters = len(shapes), sum(r for (r,) in shapes.values())
-    if (count, parameters) != (targets.count, targets.parameters):
-        raise CorruptArtifactError(
-            f"{where} has {count} matrices and {parameters} numbers, but the manifest says"
-            f" {targets.count} and {targets.parameters}",
-            hint=RESTORE,
-        )
-    check_finite(blob, where)
 
 
 def check_inside(registry: Path, path: Path) -> None:

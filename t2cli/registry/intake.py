@@ -11,21 +11,19 @@ import hashlib
 from typing import Literal, NamedTuple
 
 from t2cli.errors import CorruptArtifactError, T2Error
-from t2cli.files import folder_being_made, locked
 from t2cli.registry.card import model_card
+from t2cli.registry.checks import check_z
 from t2cli.registry.entry import (
-    CARD_FILE,
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
     ExpertEntry,
     Slot,
     check_inside,
     read_entry,
-    slots,
+    write_version,
 )
 from t2cli.registry.local import LocalRegistry
-from t2cli.registry.manifest import Z_FILE, ExpertManifest
-from t2cli.registry.zfile import check_finite, read_header
+from t2cli.registry.manifest import ExpertManifest
 
 ASK_AGAIN = "fetch the file again, or let its author write it anew"
 
@@ -53,15 +51,7 @@ def check_numbers(manifest: ExpertManifest, z: bytes, where: str) -> None:
     """Raise CorruptArtifactError, naming `where`, unless `z` is the sound file that the manifest describes."""
     if hashlib.sha256(z).hexdigest() != manifest.z.sha256:
         raise CorruptArtifactError(f"{where} is not the file that {MANIFEST_FILE} describes: its SHA-256 differs")
-    shapes = read_header(z, where)
-    found = len(shapes), sum(r for (r,) in shapes.values())
-    if found != (manifest.targets.count, manifest.targets.parameters):
-        raise CorruptArtifactError(
-            f"{where} has {found[0]} matrices and {found[1]} numbers, but the manifest says"
-            f" {manifest.targets.count} and {manifest.targets.parameters}",
-            hint=ASK_AGAIN,
-        )
-    check_finite(z, where)
+    check_z(z, manifest.targets, where)
 
 
 def take_in(registry: LocalRegistry, raw: bytes, z: bytes, where: str) -> Taken:
@@ -75,16 +65,15 @@ def take_in(registry: LocalRegistry, raw: bytes, z: bytes, where: str) -> Taken:
     digest = hashlib.sha256(raw).hexdigest()
     if there := _held(registry, manifest, digest):
         return Taken(there, "there")
-    if registry.search_path:
-        root = registry.search_path[0]
-        slot = Slot(root, manifest.base.folder, manifest.name, manifest.version)
-        check_inside(root, slot.path)
-        with locked(root / ".lock", waiting="waiting for another process that uses this registry"):
-            if there := _held(registry, manifest, digest):  # another process took it in meanwhile
-                return Taken(there, "there")
-            if _is_free(registry, manifest, slot):
-                _write(slot, raw, z, manifest)
-                return Taken(registry.find(f"{manifest.name}@sha256:{digest}"), "new")
+    root = registry.writable()
+    slot = Slot(root, manifest.base.folder, manifest.name, manifest.version)
+    check_inside(root, slot.path)
+    with registry.lock():
+        if there := _held(registry, manifest, digest):  # another process took it in meanwhile
+            return Taken(there, "there")
+        if _is_free(registry, manifest, slot):
+            write_version(slot, raw, z, model_card(manifest))  # never a stranger's text
+            return Taken(registry.read(slot), "new")
     return Taken(registry.put(manifest, z), "renumbered")
 
 
@@ -110,15 +99,4 @@ def _is_free(registry: LocalRegistry, manifest: ExpertManifest, slot: Slot) -> b
 
 def _same_name(registry: LocalRegistry, manifest: ExpertManifest) -> list[Slot]:
     """Return the places on the search path that have a version of this name for this base."""
-    found = [slot for root in registry.search_path for slot in slots(root, [], manifest.name)]
-    return [slot for slot in found if slot.is_for(manifest.base.fingerprint.weights)]
-
-
-def _write(slot: Slot, raw: bytes, z: bytes, manifest: ExpertManifest) -> None:
-    try:
-        with folder_being_made(slot.path) as folder:
-            (folder / Z_FILE).write_bytes(z)
-            (folder / CARD_FILE).write_bytes(model_card(manifest).encode())  # never a stranger's text
-            (folder / MANIFEST_FILE).write_bytes(raw)
-    except FileExistsError as error:  # only by a program that does not take the lock
-        raise T2Error(f"{slot.path} appeared while it was being written", hint="try again") from error
+    return [slot for slot in registry.slots(manifest.name) if slot.is_for(manifest.base.fingerprint.weights)]

@@ -11,25 +11,14 @@ from pathlib import Path
 
 from t2cli import paths
 from t2cli.errors import IncompatibleBaseError, NotFoundError, T2Error, UsageError
-from t2cli.files import locked
+from t2cli.files import clear_temporaries, disk_error, locked, remove_whole
 from t2cli.lookup import near_matches
 from t2cli.registry.card import model_card
-from t2cli.registry.checks import problems_at
-from t2cli.registry.entry import (
-    MANIFEST_FILE,
-    ExpertEntry,
-    Slot,
-    check_inside,
-    check_z,
-    delete_version,
-    read_entry,
-    removed_versions,
-    slots,
-    write_version,
-)
+from t2cli.registry.checks import check_z, problems_at
+from t2cli.registry.entry import MANIFEST_FILE, ExpertEntry, Slot, check_inside, read_entry, slots, write_version
 from t2cli.registry.listing import remember
 from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest
-from t2cli.registry.reference import ExpertRef, check_name
+from t2cli.registry.reference import VERSION_PATTERN, ExpertRef, check_name
 
 __all__ = ["ExpertEntry", "LocalRegistry"]
 
@@ -38,6 +27,8 @@ Entries = list[ExpertEntry]
 Slots = list[Slot]
 Problems = list[T2Error]
 Lines = list[str]
+
+_REMOVED = ".removed"  # .3.removed: version 3 existed once
 
 
 class LocalRegistry:
@@ -192,9 +183,23 @@ class LocalRegistry:
         return own[0]
 
     def remove_at(self, slot: Slot) -> None:
-        """Delete what lies in `slot`; its version is not used again. Raises as delete_version."""
+        """Delete what lies in `slot`; its version is not used again.
+
+        Raises NotFoundError if it is gone, CorruptArtifactError if a link leads out of the registry, T2Error if it
+        cannot be deleted.
+        """
+        check_inside(slot.registry, slot.path.parent)
         with self.lock():
-            delete_version(slot)
+            clear_temporaries(slot.path.parent)
+            if not os.path.lexists(slot.path):
+                raise NotFoundError(f"{slot.reference} was removed by another process")
+            doomed = slot.path.with_name(f".{slot.version}.tmp")
+            try:
+                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
+                slot.path.rename(doomed)
+                remove_whole(doomed)
+            except OSError as error:
+                raise disk_error(slot.path, error) from error
 
     def verify(self, entry: ExpertEntry) -> Lines:
         """Return everything that is wrong with an expert on disk, nothing if it is sound.
@@ -203,11 +208,6 @@ class LocalRegistry:
         that all numbers are finite, and that matrices and numbers are as many as the manifest says.
         """
         return problems_at(entry.slot, entry)
-
-    def at(self, base: str, name: str, version: int) -> ExpertEntry | None:
-        """Return the expert at this place of the search path, None if there is none; raises for a damaged one."""
-        places = (slot for slot in self.slots(name) if (slot.base, slot.version) == (base, version))
-        return next((self.read(slot) for slot in places), None)
 
     def _fetched(self, ref: ExpertRef | str, base: str | None = None) -> tuple[ExpertRef, LocalRegistry | None]:
         """Return a reference without its Hub repository, and the registry of what was fetched from there, if any."""
@@ -219,9 +219,9 @@ class LocalRegistry:
         return replace(ref, repo=None), fetched(ref, base)
 
     def slots(self, name: str | None = None, problems: Problems | None = None) -> Slots:
-        """Return every place on the search path that looks like a version of `name` (of any expert), unread.
+        """Return every place on the search path that looks like a version of `name` (of any expert).
 
-        Folders that cannot be listed are added to `problems`.
+        Nothing is read. Folders that cannot be listed are added to `problems`.
         """
         problems = [] if problems is None else problems
         return [slot for registry in self.search_path for slot in slots(registry, problems, name)]
@@ -274,11 +274,11 @@ class LocalRegistry:
         )
 
     def read(self, slot: Slot) -> ExpertEntry:
-        """Return the expert at a place of the search path; raises as read_entry."""
+        """Read and check the manifest in `slot`, nothing else. Raises CorruptArtifactError if it is damaged."""
         return read_entry(slot, self.source(slot))
 
     def source(self, slot: Slot) -> str:
-        """Return what people call the registry that `slot` is in."""
+        """Return what people call the registry that `slot` is in: "local", "shipped" or its path."""
         return self._sources.get(slot.registry, str(slot.registry))
 
     def writable(self) -> Path:
@@ -294,5 +294,6 @@ class LocalRegistry:
     def _next_version(self, manifest: ExpertManifest, home: Path) -> int:
         weights = manifest.base.fingerprint.weights
         used = [slot.version for slot in self.slots(manifest.name) if slot.is_for(weights)]
-        removed = removed_versions(home)
+        marks = [mark.name[1:].removesuffix(_REMOVED) for mark in home.glob(f".*{_REMOVED}")]
+        removed = [int(mark) for mark in marks if VERSION_PATTERN.fullmatch(mark)]
         return 1 + max([*used, *removed], default=0)
