@@ -85,10 +85,11 @@ def test_without_adaptation_the_answers_are_those_of_transformers(t2: T2, defaul
 def test_a_pipe_gives_a_line_for_a_line(t2: T2) -> None:
     result = t2("chat", *SHORT, stdin="".join(f"{question}\n" for question in QUESTIONS))
     assert result.returncode == 0, result.stderr
-    answers, decisions = result.stdout.splitlines(), result.stderr.splitlines()
+    answers = result.stdout.splitlines()
+    decisions = [line for line in result.stderr.splitlines() if line.startswith("[")]  # the first use decomposes too
     assert len(answers) == len(decisions) == 3
     assert all(answers)
-    assert all(line.startswith("[") and "%" in line for line in decisions), result.stderr
+    assert all("%" in line for line in decisions), result.stderr
 
 
 def test_a_question_finds_its_expert(t2: T2, experts: dict[str, ExpertEntry]) -> None:
