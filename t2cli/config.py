@@ -32,7 +32,7 @@ class TrainConfig:
     """One reinforcement-learning run of z (math.md 5). The defaults are the preset `t2`."""
 
     preset: str = "t2"
-    steps: int = 30
+    steps: int = 50
     prompts_per_step: int = 12
     group: int = 4  # rollouts per prompt
     temperature: float = 1.0

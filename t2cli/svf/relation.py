@@ -12,7 +12,7 @@ squares)^2 / (sum of their squares): 11.5 % for SmolLM2-135M (M = 112, M' = 76) 
 many singular directions or layers; a difference of rank one in one matrix has twice that.
 
 Measured on SmolLM2-135M (106 M weights; 0.65 s on one core, beside 0.64 s for the digest). The overlap is the cosine
-between W' - W of the shipped math expert on the base and on the copy, over the eleven matrices of layers 3 and 14:
+between W' - W of that math expert on the base and on the copy, over the eleven matrices of layers 3 and 14:
 
     copy of it                                   ||W - W'|| / ||W||    drift     overlap
     rounded to bfloat16                                0.0013          0.0012    0.998
@@ -24,8 +24,8 @@ between W' - W of the shipped math expert on the base and on the copy, over the 
     rounded to 4 bits, blocks of 24                    0.0575          0.0607    0.62 (noise of 6e-2)
     an unrelated random model                          1.4142          1.2849    0.00
 
-Hence RELATIVE_BELOW = 0.1: rounding to 4 bits, the coarsest copy in common use, is inside, and with it the math expert
-still gained 15.8 points [8.4, 23.6] on 120 held-out questions (16.3 on 300 with its own base). Beyond it less than
+Hence RELATIVE_BELOW = 0.1: rounding to 4 bits, the coarsest copy in common use, is inside, and with it a math
+expert still gained 15.8 points [8.4, 23.6] on 120 held-out questions (16.3 on 300 with its own base). Beyond it less than
 half of the overlap is left, for single singular vectors turn far sooner than the weights change, and nothing was
 measured. An unrelated model is eight of its own standard errors above the bound.
 """
