@@ -24,10 +24,10 @@ between W' - W of that math expert on the base and on the copy, over the eleven 
     rounded to 4 bits, blocks of 24                    0.0575          0.0607    0.62 (noise of 6e-2)
     an unrelated random model                          1.4142          1.2849    0.00
 
-Hence RELATIVE_BELOW = 0.1: rounding to 4 bits, the coarsest copy in common use, is inside, and with it a math
-expert still gained 15.8 points [8.4, 23.6] on 120 held-out questions (16.3 on 300 with its own base). Beyond it less than
-half of the overlap is left, for single singular vectors turn far sooner than the weights change, and nothing was
-measured. An unrelated model is eight of its own standard errors above the bound.
+Hence RELATIVE_BELOW = 0.1: rounding to 4 bits, the coarsest copy in common use, is inside, and with it a math expert
+still gained 15.8 points [8.4, 23.6] on 120 held-out questions (16.3 on 300 with its own base). Beyond it less than half
+of the overlap is left, for single singular vectors turn far sooner than the weights change, and nothing was measured.
+An unrelated model is eight of its own standard errors above the bound.
 """
 
 from __future__ import annotations
