@@ -103,8 +103,8 @@ class AdaptedModel:
         from t2cli.config import DecomposeConfig
 
         config = DecomposeConfig(selection=self.selection, device=str(self.base.device))
-        decompose(self.base.files, self.base.identity, config, quiet=quiet)
-        self.attach(load_bases(self.base.identity, self.targets))
+        done = decompose(self.base.files, self.base.identity, config, quiet=quiet)
+        self.attach(load_bases(self.base.identity, self.targets, done.dtype))
 
     def attach(self, bases: Mapping[str, Basis]) -> None:
         """Give each target its basis, on the device of its weight."""

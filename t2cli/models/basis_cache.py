@@ -178,9 +178,12 @@ def load_basis(identity: BaseIdentity, target: Target, dtype: str = "float32") -
     return basis_files(identity, dtype).load(target)
 
 
-def load_bases(identity: BaseIdentity, targets: Sequence[Target]) -> dict[str, Basis]:
-    """Return the bases of all `targets` by weight name. Raises CorruptArtifactError if one is missing or damaged."""
-    files = basis_files_in_use(identity, targets)
+def load_bases(identity: BaseIdentity, targets: Sequence[Target], dtype: str = "") -> dict[str, Basis]:
+    """Return the bases of all `targets` by weight name, in the precision in use if `dtype` names none.
+
+    Raises CorruptArtifactError if one is missing or damaged.
+    """
+    files = basis_files(identity, dtype) if dtype else basis_files_in_use(identity, targets)
     return {target.weight: files.load(target) for target in targets}
 
 

@@ -73,5 +73,7 @@ def _one_thread_each() -> Iterator[None]:
 def _finished(running: dict[Future[bool | None], Target]) -> Iterator[tuple[Target, bool | None]]:
     """Wait until some of `running` are finished; take them out and yield them in the order in which they began."""
     done = wait(running, return_when=FIRST_COMPLETED).done
+    if any(future.exception() for future in done):
+        done = wait(running).done  # of several that fail, the first to begin is the one told of, whoever is faster
     for future in [future for future in running if future in done]:
         yield running.pop(future), future.result()

@@ -121,14 +121,7 @@ def parse_manifest(raw: bytes, slot: Slot, path: str) -> ExpertManifest:
 
     Raises CorruptArtifactError if it is malformed or for another place.
     """
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise CorruptArtifactError(f"{path} is not UTF-8 text", hint=RESTORE) from error
-    try:
-        manifest = ExpertManifest.from_yaml(text, path)
-    except CorruptArtifactError as error:
-        raise CorruptArtifactError(error.message, hint=error.hint or RESTORE) from error
+    manifest = decode_manifest(raw, path, RESTORE)
     says = (manifest.base.folder, manifest.name, manifest.version)
     if says != (slot.base, slot.name, slot.version):
         raise CorruptArtifactError(
@@ -136,6 +129,19 @@ def parse_manifest(raw: bytes, slot: Slot, path: str) -> ExpertManifest:
             hint="move the folder back to where it was, or restore it",
         )
     return manifest
+
+
+def decode_manifest(raw: bytes, path: str, hint: str) -> ExpertManifest:
+    """Return the manifest in the bytes of an expert.yaml; CorruptArtifactError, naming `path`, if it is malformed.
+
+    `hint` says what to do where the error itself does not.
+    """
+    try:
+        return ExpertManifest.from_yaml(raw.decode(), path)
+    except UnicodeDecodeError as error:
+        raise CorruptArtifactError(f"{path} is not UTF-8 text", hint=hint) from error
+    except CorruptArtifactError as error:
+        raise CorruptArtifactError(error.message, hint=error.hint or hint) from error
 
 
 def write_version(slot: Slot, text: bytes, z: bytes, card: str) -> None:

@@ -19,6 +19,7 @@ from t2cli.registry.entry import (
     ExpertEntry,
     Slot,
     check_inside,
+    decode_manifest,
     read_entry,
     write_version,
 )
@@ -39,12 +40,7 @@ def check_manifest(raw: bytes, where: str) -> ExpertManifest:
     """Return the manifest in the bytes of an expert.yaml; CorruptArtifactError, naming `where`, if it is none."""
     if len(raw) > MAX_MANIFEST_BYTES:
         raise CorruptArtifactError(f"{where} is larger than a manifest can be", hint=ASK_AGAIN)
-    try:
-        return ExpertManifest.from_yaml(raw.decode(), where)
-    except UnicodeDecodeError as error:
-        raise CorruptArtifactError(f"{where} is not UTF-8 text", hint=ASK_AGAIN) from error
-    except CorruptArtifactError as error:
-        raise CorruptArtifactError(error.message, hint=error.hint or ASK_AGAIN) from error
+    return decode_manifest(raw, where, ASK_AGAIN)
 
 
 def check_numbers(manifest: ExpertManifest, z: bytes, where: str) -> None:
