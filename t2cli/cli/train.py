@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
@@ -67,15 +68,16 @@ def train(
     known_task, spec, home = _asked(task, data or [], name, base, config, quiet)
     from t2cli.cli.session import open_model, search_path
     from t2cli.registry.local import LocalRegistry
-    from t2cli.tasks.base import load_task
+    from t2cli.tasks.base import load_task, revisions
     from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import check_examples
 
     folder = run_to_resume(home, spec.expert) if resume else None
     if folder is not None:
         spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
-        known_task = load_task(spec.task, spec.data)
+        known_task = load_task(spec.task, spec.data, revisions=spec.revisions)
     check_examples(known_task, spec.config)  # now, and not after hours of training
+    spec = replace(spec, revisions=revisions(known_task))
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
     again = _resuming(spec, known_task.name, registry)
     entries = LocalRegistry(search_path(registry))

@@ -145,21 +145,28 @@ def origin(task: Task) -> dict[str, object]:
     return {"data": files} if files else {}
 
 
+def revisions(task: Task) -> dict[str, str]:
+    """Return the commits of the Hub data sets a task's questions are from: dataset -> commit."""
+    files = task.origin() if isinstance(task, SpecTask) else []
+    return {file["dataset"]: file["revision"] for file in files if "dataset" in file}
+
+
 def task_names() -> list[str]:
     """Return the names of the tasks that come with t2."""
     return sorted(file.stem for file in BUILTIN.glob("*.yaml"))
 
 
-def load_task(name: str, data: Mapping[str, str] | None = None) -> Task:
+def load_task(name: str, data: Mapping[str, str] | None = None, *, revisions: Mapping[str, str] | None = None) -> Task:
     """Return the task that comes with t2 under `name`, or the one in the YAML file at that path.
 
     A `name` that ends in .yaml or .yml is a path. `data` says where its questions are read from instead
-    (t2cli.tasks.data_files). Raises NotFoundError with near matches for an unknown name or a missing file,
-    CorruptArtifactError naming the key that is wrong in a file, and UsageError for a task that takes no `data`.
+    (t2cli.tasks.data_files), and `revisions` the commits of data sets on the Hub. Raises NotFoundError with near
+    matches for an unknown name or a missing file, CorruptArtifactError naming the key that is wrong in a file, and
+    UsageError for a task that takes no `data`.
     """
-    from t2cli.tasks.data_files import with_data
+    from t2cli.tasks.data_files import pinned, with_data
 
-    spec = load_spec(name)
+    spec = pinned(load_spec(name), revisions or {})
     return SpecTask(with_data(spec, data) if data else spec)
 
 

@@ -113,3 +113,14 @@ def with_data(spec: TaskSpec, data: Mapping[str, str]) -> TaskSpec:
         )
     (row,) = spec.mixture
     return replace(spec, source="jsonl", mixture=(replace(row, config=MappingProxyType(dict(data))),))
+
+
+def pinned(spec: TaskSpec, revisions: Mapping[str, str]) -> TaskSpec:
+    """Return the task with its data sets on the Hub at the commits that `revisions` (dataset -> commit) names."""
+    rows = (
+        replace(row, config=MappingProxyType({**row.config, "revision": revisions[row.dataset]}))
+        if spec.source == "hub" and row.dataset in revisions
+        else row
+        for row in spec.mixture
+    )
+    return replace(spec, mixture=tuple(rows))

@@ -22,6 +22,8 @@ from t2cli.tasks.sampling import SPLITS, Item, digest, split_of, words_digest
 from t2cli.tasks.verify import extract_number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from t2cli.tasks.spec import Row, TaskSpec
 
 MAX_TEXT = 100_000  # characters of a question or an answer
@@ -66,8 +68,13 @@ class RecordSource:
         return iter(items)
 
     def origin(self) -> list[dict[str, str]]:
-        """Return for each file its row, split, name and SHA-256, and for a Hub data set also its id and commit."""
-        return [file for table in self._tables.values() for file in table.origin]
+        """Return for each file its split, name and SHA-256, of several rows also the row, and a Hub data set's commit."""
+        several = len(self._tables) > 1
+        return [
+            {**({"row": name} if several else {}), **file}
+            for name, table in self._tables.items()
+            for file in table.origin
+        ]
 
     @property
     def _tables(self) -> dict[str, _Table]:
@@ -85,16 +92,23 @@ def _table(row: Row, located: Located) -> _Table:
     for split, paths in located.files.items():
         for path in paths:
             table.origin.append(
-                {"row": row.name, **located.origin, "split": split or "all", "file": path.name}
-                | {"sha256": sha256_of(path)}
+                {**located.origin, "split": split or "all", "file": path.name} | {"sha256": sha256_of(path)}
             )
-            for record in read_records(path):
+            for record in _records(path):
                 item = _item(row, record, split)
                 if item is not None and _is_new(item, record.where, split, seen):
                     table.items[item.split or split_of(item.question)].append(item)
     if not any(table.items.values()):
         raise CorruptArtifactError(f"the files of {row.name} hold no questions", hint="check the files")
     return table
+
+
+def _records(path: Path) -> Iterator[Record]:
+    if path.suffix.lower() == ".parquet":
+        from t2cli.tasks.parquet import read_parquet
+
+        return read_parquet(path)
+    return read_records(path)
 
 
 def _is_new(item: Item, where: str, split: str, seen: dict[int, tuple[str, str]]) -> bool:

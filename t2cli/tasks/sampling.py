@@ -65,6 +65,7 @@ class Source(Protocol):
 SOURCES: Mapping[str, str] = {
     "reasoning-gym": "t2cli.tasks.reasoning_gym:source",
     "jsonl": "t2cli.tasks.jsonl:source",
+    "hub": "t2cli.tasks.hub_data:source",
 }
 
 

@@ -30,6 +30,16 @@ Questions may also be read from files, JSONL or a JSON array of objects. Then th
         answer: "{{ solution.split('####') | last }}"    # default: the field `answer`
         split: "{{ 'test' if id < 100 else 'train' }}"   # only where one file holds several; empty: left out
 
+or, for a data set on the Hugging Face Hub (`file`, `train` and so on are then names of its splits),
+
+    source:
+      kind: hub
+      dataset: openai/gsm8k
+      config: main                  # where it has several
+      revision: 1a2b3c              # a branch, tag or commit; default main, and the commit is recorded
+      train: train
+      test: test                    # or file: SPLIT where there is only one, which is then divided by the hash
+
 or a `mixture` of such rows, each with its own file and `record`. Every field of the record is a variable of `prompt`
 too (`question` is then the text that `record` made). What the reward is given as the right answer is the text that
 `record.answer` makes, so a reward that needs more than one field gets them by a template.
@@ -51,7 +61,10 @@ from t2cli.tasks.verify import REWARDS
 
 MAX_BYTES = 1 << 20
 # What the sources that read records are told in a row, besides `record`; others make questions from `config`.
-READS: Mapping[str, tuple[str, ...]] = {"jsonl": ("file", "train", "validation", "test")}
+READS: Mapping[str, tuple[str, ...]] = {
+    "jsonl": ("file", "train", "validation", "test"),
+    "hub": ("file", "train", "validation", "test", "config", "revision"),
+}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -157,7 +170,7 @@ def _answer(fields: Fields) -> AnswerSpec:
 def _row(kind: str, fields: Fields, answer: AnswerSpec, prompts: tuple[str, ...]) -> Row:
     reads = kind in READS
     config = fields.locations(READS[kind]) if reads else fields.config("config")
-    dataset = fields.text("dataset") if not reads else Path(str(next(iter(config.values())))).stem
+    dataset = Path(str(next(iter(config.values())))).stem if kind == "jsonl" else fields.text("dataset")
     extract = fields.regex("extract") if fields.has("extract") else None
     prompts = fields.texts("prompt") if fields.has("prompt") else prompts
     variables = frozenset({"question", *(extract.groupindex if extract else ())})

@@ -42,6 +42,7 @@ class RunSpec:
     weights: str  # digest of the base
     config: TrainConfig
     data: dict[str, str] = field(default_factory=dict)  # --data: split -> absolute path
+    revisions: dict[str, str] = field(default_factory=dict)  # data sets on the Hub: name -> commit
 
 
 @dataclass

@@ -129,7 +129,7 @@ def test_the_files_are_named_with_their_hashes_and_without_their_folders(
     task = own(SPLIT, train=lines(SUMS), test=lines(SUMS[:5]))
     assert origin(task) == {
         "data": [
-            {"row": "train", "split": name, "file": f"{name}.jsonl", "sha256": sha256_of(tmp_path / f"{name}.jsonl")}
+            {"split": name, "file": f"{name}.jsonl", "sha256": sha256_of(tmp_path / f"{name}.jsonl")}
             for name in ("train", "test")
         ]
     }
