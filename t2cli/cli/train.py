@@ -28,6 +28,16 @@ OptionalFloat = Optional[float]  # noqa: UP045
 DEFAULTS = TrainConfig()
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")]
+OwnRewardName = Annotated[
+    str,
+    typer.Option(
+        "--reward",
+        metavar="MODULE:FUNCTION",
+        help="Judge answers with a Python function of yours, (answer, completion) -> bool or a number from -1 to 1."
+        " Its code is run.",
+        show_default="the task's",
+    ),
+]
 Steps = Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default=str(DEFAULTS.steps))]
 LearningRate = Annotated[
     OptionalFloat,
@@ -38,6 +48,7 @@ LearningRate = Annotated[
 def train(
     task: TaskName,
     data: Data = None,
+    reward: OwnRewardName = "",
     name: Name = "",
     preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="A tested set of settings.")] = "t2",
     steps: Steps = None,
@@ -65,17 +76,19 @@ def train(
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
-    known_task, spec, home = _asked(task, data or [], name, base, config, quiet)
+    known_task, spec, home = _asked(task, data or [], reward, name, base, config, quiet)
     from t2cli.cli.session import open_model, search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.tasks.base import load_task, revisions
+    from t2cli.tasks.own_reward import OwnReward
     from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import check_examples
 
     folder = run_to_resume(home, spec.expert) if resume else None
     if folder is not None:
         spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
-        known_task = load_task(spec.task, spec.data, revisions=spec.revisions)
+        judge = OwnReward.load(spec.reward) if spec.reward else None
+        known_task = load_task(spec.task, spec.data, reward=judge, revisions=spec.revisions)
     check_examples(known_task, spec.config)  # now, and not after hours of training
     spec = replace(spec, revisions=revisions(known_task))
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
@@ -85,7 +98,7 @@ def train(
 
 
 def _asked(
-    task: str, data: list[str], name: str, base: str, config: TrainConfig, quiet: bool
+    task: str, data: list[str], reward: str, name: str, base: str, config: TrainConfig, quiet: bool
 ) -> tuple[Task, RunSpec, str]:
     """Return the task, what a run is asked to do, and the name of the base's folder; raises for names there are not."""
     from t2cli.models.catalog import locate
@@ -94,14 +107,17 @@ def _asked(
     from t2cli.registry.reference import check_name
     from t2cli.tasks.base import load_spec, load_task, task_names
     from t2cli.tasks.data_files import parse_data
+    from t2cli.tasks.own_reward import OwnReward, locate_reward
     from t2cli.training.checkpoint import RunSpec
 
     files = parse_data(data, load_spec(task).name)
-    known_task = load_task(task, files)
+    place_of_reward = locate_reward(reward) if reward else {}
+    known_task = load_task(task, files, reward=OwnReward.load(place_of_reward) if reward else None)
     check_name(expert := name or known_task.name)
     place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
     identity = identify(locate(base, quiet=quiet), quiet=quiet)
-    return known_task, RunSpec(place, expert, base, identity.weights, config, files), identity.folder_name
+    spec = RunSpec(place, expert, base, identity.weights, config, files, place_of_reward)
+    return known_task, spec, identity.folder_name
 
 
 def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | None], out: Output) -> RunSpec:
@@ -122,6 +138,8 @@ def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | Non
     ]
     if asked.data and asked.data != spec.data:
         ignored.append("--data")
+    if asked.reward and asked.reward != spec.reward:
+        ignored.append("--reward")
     if ignored:
         out.warn(f"{' and '.join(ignored)} ignored: a run goes on with the settings it began with")
     return spec

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.lookup import require
@@ -20,6 +20,9 @@ from t2cli.tasks.prompts import render
 from t2cli.tasks.sampling import digest, draw, open_source
 from t2cli.tasks.spec import Row, TaskSpec
 from t2cli.tasks.verify import REWARDS
+
+if TYPE_CHECKING:
+    from t2cli.tasks.own_reward import OwnReward
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -67,10 +70,10 @@ class Task(Protocol):
 
 
 class SpecTask:
-    """A task described by a YAML file (t2cli.tasks.spec)."""
+    """A task described by a YAML file (t2cli.tasks.spec); `own` takes the place of its reward."""
 
-    def __init__(self, spec: TaskSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: TaskSpec, own: OwnReward | None = None) -> None:
+        self.spec, self.own = spec, own
         self.name = spec.name
         self.category = spec.category
         self.description = spec.description
@@ -112,7 +115,9 @@ class SpecTask:
         return [*system, {"role": "user", "content": render(prompt, variables)}]
 
     def reward(self, example: Example, completion: str) -> float:
-        """Return 1.0 for a right completion and -1.0 for a wrong one (t2cli.tasks.verify)."""
+        """Return 1.0 for a right completion and -1.0 for a wrong one (t2cli.tasks.verify), or what `own` says."""
+        if self.own is not None:
+            return self.own.reward(example.answer, completion)
         answer = self._row(example).answer
         judge = REWARDS[answer.kind]
         right = judge(example.answer, completion, answer.offered(example.question))
@@ -140,9 +145,11 @@ def up_to(task: Task, split: str, n: int, seed: int) -> list[Example]:
 
 
 def origin(task: Task) -> dict[str, object]:
-    """Return what a manifest says of a task's files: {"data": one mapping for each}; {} for a task without."""
-    files = task.origin() if isinstance(task, SpecTask) else []
-    return {"data": files} if files else {}
+    """Return what a manifest says of a task's files and own reward: "data", a mapping for each file, and "reward"."""
+    if not isinstance(task, SpecTask):
+        return {}
+    files, own = task.origin(), task.own
+    return {**({"data": files} if files else {}), **({"reward": own.name} if own else {})}
 
 
 def revisions(task: Task) -> dict[str, str]:
@@ -156,18 +163,26 @@ def task_names() -> list[str]:
     return sorted(file.stem for file in BUILTIN.glob("*.yaml"))
 
 
-def load_task(name: str, data: Mapping[str, str] | None = None, *, revisions: Mapping[str, str] | None = None) -> Task:
+def load_task(
+    name: str,
+    data: Mapping[str, str] | None = None,
+    *,
+    reward: OwnReward | None = None,
+    revisions: Mapping[str, str] | None = None,
+) -> Task:
     """Return the task that comes with t2 under `name`, or the one in the YAML file at that path.
 
     A `name` that ends in .yaml or .yml is a path. `data` says where its questions are read from instead
-    (t2cli.tasks.data_files), and `revisions` the commits of data sets on the Hub. Raises NotFoundError with near
-    matches for an unknown name or a missing file, CorruptArtifactError naming the key that is wrong in a file, and
-    UsageError for a task that takes no `data`.
+    (t2cli.tasks.data_files), `reward` who judges instead, and `revisions` the commits of data sets on the Hub.
+    Raises NotFoundError with near matches for an unknown name or a missing file, CorruptArtifactError naming the
+    key that is wrong in a file, and UsageError for a task that takes no `data`.
     """
     from t2cli.tasks.data_files import pinned, with_data
+    from t2cli.tasks.own_reward import judged_by_own
 
     spec = pinned(load_spec(name), revisions or {})
-    return SpecTask(with_data(spec, data) if data else spec)
+    spec = with_data(spec, data) if data else spec
+    return SpecTask(judged_by_own(spec) if reward else spec, reward)
 
 
 def load_spec(name: str) -> TaskSpec:

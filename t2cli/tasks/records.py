@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from t2cli.errors import CorruptArtifactError
 from t2cli.files import sha256_of
 from t2cli.tasks.jsonl import Located, Record, read_records
+from t2cli.tasks.math_reward import check_installed
 from t2cli.tasks.prompts import fill
 from t2cli.tasks.sampling import SPLITS, Item, digest, split_of, words_digest
 from t2cli.tasks.verify import extract_number
@@ -68,7 +69,7 @@ class RecordSource:
         return iter(items)
 
     def origin(self) -> list[dict[str, str]]:
-        """Return for each file its split, name and SHA-256, of several rows also the row, and a Hub data set's commit."""
+        """Return for each file its split, name and SHA-256, of several rows the row, of a Hub data set its commit."""
         several = len(self._tables) > 1
         return [
             {**({"row": name} if several else {}), **file}
@@ -178,6 +179,8 @@ def answer_problem(kind: str, answer: str) -> str:
         return f"the answer {answer!r:.60} holds no number"
     if kind == "choice" and not re.fullmatch(r"\(?[A-Ea-e1-5][).]?", answer):
         return f"the answer {answer!r:.60} is no letter from A to E and no number from 1 to 5"
+    if kind == "math":
+        check_installed()  # now, and not at the first answer
     if kind == "yesno" and answer.casefold() not in ("yes", "no"):
         return f"the answer {answer!r:.60} is neither yes nor no"
     return ""

@@ -79,6 +79,33 @@ def test_resume_finds_the_data_of_the_run(
     assert [file["file"] for file in entry.manifest.training.config["data"]] == ["train.jsonl", "test.jsonl"]
 
 
+REWARD = "def odd(answer, completion):\n    return any(digit in completion for digit in '13579')\n"
+
+
+def test_a_reward_of_ones_own_judges_and_is_found_again(
+    run: Callable,
+    options: list[str],
+    data: Path,
+    counting_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "judges.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    result = run("train", *options, "--data", data, "--reward", "judges:odd", *FAST)
+    assert result.exit_code == 0, result.stderr
+    (entry,) = published()
+    assert entry.manifest.evaluation[0].expert_accuracy > 0.5
+    assert entry.manifest.training.config["reward"] == "judges:odd"
+    (begun,) = (tmp_path / "home" / "runs").glob("*/*/*")
+    (begun / "expert.txt").unlink()
+    (begun / "state.safetensors").unlink()  # as if it was killed at once
+    monkeypatch.chdir("/")
+    (tmp_path / "judges.py").write_text(REWARD.replace("13579", "x"))  # read again: nothing is right any more
+    result = run("train", *options, "--resume", "--quiet")
+    assert "no checkpoint was better than the base" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -88,6 +115,8 @@ def test_resume_finds_the_data_of_the_run(
         (["--data", "broken.jsonl"], 5, ["broken.jsonl, line 2 is no valid JSON"]),
         (["--data", "few.jsonl"], 1, ["ones has", "train questions, and 12 were asked for"]),
         (["--data", "other.jsonl"], 5, ["other.jsonl, line 1: there is no field 'ask'"]),
+        (["--reward", "nowhere:odd"], 3, ["no module nowhere"]),
+        (["--reward", "odd"], 2, ["MODULE:FUNCTION"]),
         (["--task", "math", "--data", "few.jsonl"], 2, ["math makes its questions itself"]),
     ],
 )
