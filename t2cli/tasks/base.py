@@ -17,7 +17,7 @@ from t2cli.errors import NotFoundError, T2Error
 from t2cli.lookup import require
 from t2cli.paths import expanded
 from t2cli.tasks.prompts import render
-from t2cli.tasks.sampling import digest, draw, open_source
+from t2cli.tasks.sampling import Source, digest, draw, open_source
 from t2cli.tasks.spec import Row, TaskSpec
 from t2cli.tasks.verify import REWARDS
 
@@ -72,20 +72,20 @@ class Task(Protocol):
 class SpecTask:
     """A task described by a YAML file (t2cli.tasks.spec); `own` takes the place of its reward."""
 
-    def __init__(self, spec: TaskSpec, own: OwnReward | None = None) -> None:
+    def __init__(self, spec: TaskSpec, own: OwnReward | None = None, source: Source | None = None) -> None:
         self.spec, self.own = spec, own
         self.name = spec.name
         self.category = spec.category
         self.description = spec.description
         self.max_new_tokens = spec.max_new_tokens
-        self._source = open_source(spec)
+        self.source = source or open_source(spec)
 
     def origin(self) -> list[dict[str, str]]:
         """Return which files the questions are from: row, split, name and SHA-256 of each; empty where they are made.
 
         They are read for it; the errors are those of `examples`.
         """
-        return self._source.origin()
+        return self.source.origin()
 
     def examples(self, split: str, n: int, seed: int, *, fewer: bool = False) -> list[Example]:
         """Return `n` different examples of "train", "validation" or "test", in random order.
@@ -96,11 +96,8 @@ class SpecTask:
         there are fewer than `n` questions or their source is not installed. With `fewer`, a source whose
         questions are a fixed set gives those it has.
         """
-        fewer = fewer and self._source.finite
-        return [
-            Example(f"{each.row.name}-{digest(each.question) >> 192:016x}", each.question, each.answer, each.fields)
-            for each in draw(self.spec, split, n, seed, self._source, fewer=fewer)
-        ]
+        fewer = fewer and self.source.finite
+        return [example_of(*each) for each in draw(self.spec, split, n, seed, self.source, fewer=fewer)]
 
     def messages(self, example: Example) -> list[dict[str, str]]:
         """Return the chat that asks the example's question, the system text first where there is one.
@@ -135,6 +132,11 @@ class SpecTask:
                 hint="correct the regular expression in the task file",
             )
         return {name: text for name, text in found.groupdict().items() if text is not None}
+
+
+def example_of(row: Row, question: str, answer: str, fields: Mapping[str, object]) -> Example:
+    """Return the example that a row's question is; the same text always gets the same id."""
+    return Example(f"{row.name}-{digest(question) >> 192:016x}", question, answer, fields)
 
 
 def up_to(task: Task, split: str, n: int, seed: int) -> list[Example]:
