@@ -211,6 +211,7 @@ class TrainingRun:
                 seconds=round(state.seconds, 1),
                 device=str(self.adapted.base.device),
                 versions=versions(),
+                threads=torch.get_num_threads(),
             ),
             evaluation=(evaluation,),
             parents=(),
