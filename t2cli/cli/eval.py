@@ -25,28 +25,34 @@ if TYPE_CHECKING:
 HEADER = ("WHO", "RIGHT", "ACCURACY", "95 %", "GAIN", "95 %", "P", "HOLM P", "TOKENS", "CUT")
 
 
+Tasks = Annotated[
+    list[str],
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="What to ask: a built-in task or a YAML file; may be given more than once.",
+        autocompletion=task_names,
+    ),
+]
+Experts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="EXPERT", help="Experts; none: the base alone.", autocompletion=expert_names),
+]
+Split = Annotated[
+    Literal["test", "validation", "train"],
+    typer.Option("--split", help="Only the questions of `test` are new to every expert."),
+]
+Save = Annotated[
+    Path | None, typer.Option("--save", metavar="FILE.jsonl", help="Also write every question and answer.")
+]
+
+
 def evaluate(
-    task: Annotated[
-        list[str],
-        typer.Option(
-            "--task",
-            metavar="TASK",
-            help="What to ask: a built-in task or a YAML file; may be given more than once.",
-            autocompletion=task_names,
-        ),
-    ],
-    experts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="EXPERT", help="Experts; none: the base alone.", autocompletion=expert_names),
-    ] = None,
+    task: Tasks,
+    experts: Experts = None,
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="How many questions of each task.")] = 300,
-    split: Annotated[
-        Literal["test", "validation", "train"],
-        typer.Option("--split", help="Only the questions of `test` are new to every expert."),
-    ] = "test",
-    save: Annotated[
-        Path | None, typer.Option("--save", metavar="FILE.jsonl", help="Also write every question and answer.")
-    ] = None,
+    split: Split = "test",
+    save: Save = None,
     allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
