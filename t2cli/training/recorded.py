@@ -19,6 +19,10 @@ from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, TrainingRe
 from t2cli.registry.zfile import read_arrays
 
 RESULTS = ("best_step",)  # what a run found; recorded among its settings
+COUNTS = (  # settings that must not be 0; none is negative
+    *("steps", "prompts_per_step", "group", "micro_batch"),
+    *("validate_every", "validation_examples", "evaluation_examples"),
+)
 NOT_RECORDED = "not recorded"
 
 
@@ -65,7 +69,7 @@ class Reproduction:
 def settings_of(training: TrainingRecord, where: str) -> Settings:
     """Return the settings of a recorded run; `where` names the expert in errors.
 
-    Raises T2Error naming the settings that this t2 does not know, CorruptArtifactError for one of the wrong type.
+    Raises T2Error naming the settings that this t2 does not know, CorruptArtifactError for one that cannot be.
     """
     types = get_type_hints(TrainConfig)
     recorded = {key: value for key, value in training.config.items() if key not in RESULTS}
@@ -78,19 +82,22 @@ def settings_of(training: TrainingRecord, where: str) -> Settings:
         )
     for key, value in given.items():
         given[key] = value = tuple(value) if isinstance(value, list) else value
-        if not _is_a(value, types[key]):
-            raise CorruptArtifactError(f"{where}: training.config.{key} must not be {value!r:.60}")
+        if not may_be(value, types[key]) or (isinstance(value, int | float) and value < (key in COUNTS)):
+            raise CorruptArtifactError(
+                f"{where}: training.config.{key} must not be {value!r:.60}",
+                hint="no training can have recorded that: fetch the expert again, or ask who made it",
+            )
     basis = PRESETS.get(training.preset, TrainConfig())
     config = replace(basis, **given)  # type: ignore[arg-type]
     missing = [field.name for field in fields(TrainConfig) if field.name not in given]
     return Settings(config, {name: getattr(config, name) for name in missing})
 
 
-def _is_a(value: object, declared: object) -> bool:
+def may_be(value: object, declared: object) -> bool:
     """Tell whether `value` may be that of a field declared so; a float may be written as an int."""
     origin = get_origin(declared)
     if origin in (Union, UnionType):
-        return any(_is_a(value, each) for each in get_args(declared))
+        return any(may_be(value, each) for each in get_args(declared))
     if isinstance(value, bool) or declared is bool:
         return isinstance(value, bool) and declared is bool
     if declared is float:
