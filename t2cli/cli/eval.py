@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     Questions = list[tuple[Task, list[Example]]]
 
-HEADER = ("WHO", "RIGHT", "ACCURACY", "95 %", "GAIN", "95 %", "P", "HOLM P", "TOKENS", "CUT")
+HEADER = ("WHO", "RIGHT", "ACCURACY", "95 %", "GAIN", "GAIN 95 %", "P", "HOLM P", "TOKENS", "CUT")
+COMPARED = {"GAIN", "GAIN 95 %", "P", "HOLM P"}  # nothing to say where the base is alone
 
 
 Tasks = Annotated[
@@ -194,7 +195,8 @@ def _lines(evaluation: Evaluation, holm: Sequence[float | None], comparisons: in
         f"{evaluation.task.name}: n = {len(evaluation.examples)} questions of the split {evaluation.split}{held_out}, "
         f"seed {evaluation.seed}, base {base}"
     )
-    shown = [i for i, name in enumerate(HEADER) if comparisons > 1 or name != "HOLM P"]
+    hidden = COMPARED if not comparisons else {"HOLM P"} if comparisons == 1 else set()
+    shown = [i for i, name in enumerate(HEADER) if name not in hidden]
     rows = [_cells(row, p) for row, p in zip(evaluation.rows, holm, strict=True)]
     picked = [[row[i] for i in shown] for row in (HEADER, *rows)]
     yield table(picked[0], picked[1:], right=range(1, len(shown)))
