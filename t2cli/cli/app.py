@@ -25,6 +25,8 @@ COMMANDS = {
     "decompose": "t2cli.cli.decompose:decompose",
     "tasks": "t2cli.cli.tasks:tasks",
     "train": "t2cli.cli.train:train",
+    "eval": "t2cli.cli.eval:evaluate",
+    "reproduce": "t2cli.cli.reproduce:reproduce",
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
     "diff": "t2cli.cli.diff:diff",

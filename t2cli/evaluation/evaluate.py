@@ -1,10 +1,14 @@
-"""Measure an expert on a task: greedy answers to held-out examples, beside the base on the same questions."""
+"""Measure who answers best on a task: greedy answers to held-out examples, beside the base on the same questions.
+
+Training ends with it, `t2 eval` is it: one function for both, so that their numbers can be compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from t2cli.evaluation.statistics import paired_gain, wilson
+from t2cli.evaluation.statistics import Interval, Paired, paired_gain, wilson
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import greedy_in_batches
 from t2cli.registry.manifest import EvaluationRecord
@@ -14,6 +18,92 @@ from t2cli.tasks.base import Example, Task, up_to
 Advance = Callable[[int], None]
 
 ROOM = 4  # an evaluation lets answers be this many times as long as in training, so that a wordy base is not cut short
+NOBODY, BY_HAND = "none", "fixed"  # the strategies of the base alone and of an expert that was named
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What somebody answered to n examples, in their order: text, whether right, tokens, whether cut at the limit."""
+
+    texts: tuple[str, ...]
+    right: tuple[bool, ...]
+    tokens: tuple[int, ...]  # generated ones, the end token included
+    cut: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of right answers."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Return the mean length of an answer in tokens."""
+        return sum(self.tokens) / len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who answers: the base, an expert, or a strategy that chooses for each question."""
+
+    strategy: str  # NOBODY: the base; BY_HAND: `expert`; else a row of dispatch's table
+    answer: Callable[[Task, Sequence[Example], Advance | None], Answers]
+    expert: str | None = None  # its reference
+    digest: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what people call it."""
+        if self.expert is not None:
+            return self.expert
+        return "base" if self.strategy == NOBODY else self.strategy
+
+
+@dataclass(frozen=True)
+class Row:
+    """How well somebody answered; `paired` compares with the base on the same examples, None for the base itself."""
+
+    who: Answerer
+    answers: Answers
+    ci95: Interval
+    paired: Paired | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everybody on the same examples of a task: the base first. `limit` is the longest answer in tokens."""
+
+    task: Task
+    split: str
+    seed: int
+    limit: int
+    examples: tuple[Example, ...]
+    rows: tuple[Row, ...]
+
+
+def ask(
+    adapted: AdaptedModel,
+    task: Task,
+    examples: Sequence[Example],
+    z: ZVectors | None,
+    *,
+    on_done: Advance | None = None,
+) -> Answers:
+    """Return the greedy answers to the examples under `z` or, without one, under the base."""
+    prompts = [adapted.base.encode(task.messages(example)) for example in examples]
+    with adapted.reference() if z is None else adapted.use_z(z):
+        completions = greedy_in_batches(adapted, prompts, limit_of(task), on_done=on_done)
+    texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
+    return Answers(
+        texts=tuple(texts),
+        right=tuple(task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)),
+        tokens=tuple(len(completion.ids) for completion in completions),
+        cut=tuple(not completion.ended for completion in completions),
+    )
+
+
+def limit_of(task: Task) -> int:
+    """Return how many tokens an answer may have in an evaluation."""
+    return ROOM * task.max_new_tokens
 
 
 def right_answers(
@@ -25,11 +115,47 @@ def right_answers(
     on_done: Advance | None = None,
 ) -> list[bool]:
     """Return for each example whether the greedy answer is right, under `z` or under the base (None)."""
-    prompts = [adapted.base.encode(task.messages(example)) for example in examples]
-    with adapted.reference() if z is None else adapted.use_z(z):
-        completions = greedy_in_batches(adapted, prompts, ROOM * task.max_new_tokens, on_done=on_done)
-    texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
-    return [task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)]
+    return list(ask(adapted, task, examples, z, on_done=on_done).right)
+
+
+def the_base(adapted: AdaptedModel) -> Answerer:
+    """Return the base alone as who answers."""
+    return Answerer(NOBODY, lambda task, examples, on_done: ask(adapted, task, examples, None, on_done=on_done))
+
+
+def an_expert(adapted: AdaptedModel, z: ZVectors, reference: str, digest: str | None = None) -> Answerer:
+    """Return an expert as who answers, with folded weights, which are released afterwards."""
+
+    def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
+        try:
+            return ask(adapted, task, examples, z, on_done=on_done)
+        finally:
+            adapted.release()
+
+    return Answerer(BY_HAND, answer, reference, digest)
+
+
+def evaluate(
+    task: Task,
+    examples: Sequence[Example],
+    base: Answerer,
+    others: Sequence[Answerer],
+    *,
+    split: str,
+    seed: int,
+    on_done: Advance | None = None,
+) -> Evaluation:
+    """Let the base and then all `others` answer the examples, drawn from `split` with `seed`, and compare each with it.
+
+    The test split shares no question with training or validation, whatever their seeds. `on_done` counts to
+    len(examples) for each of them.
+    """
+    rows: list[Row] = []
+    for who in (base, *others):
+        answers = who.answer(task, examples, on_done)
+        paired = paired_gain(rows[0].answers.right, answers.right) if rows else None
+        rows.append(Row(who, answers, wilson(sum(answers.right), len(examples)), paired))
+    return Evaluation(task, split, seed, limit_of(task), tuple(examples), tuple(rows))
 
 
 def compare(
@@ -44,24 +170,27 @@ def compare(
 ) -> EvaluationRecord:
     """Return the paired evaluation of `z` against the base on `n` examples of `split`, for the manifest.
 
-    Where the task's files hold fewer, on all of them.
-
-    The test split shares no question with training or validation, whatever their seeds. `on_done` counts to 2 n.
+    Where the task's files hold fewer, on all of them. `on_done` counts to 2 n.
     """
     examples = up_to(task, split, n, seed)
     n = len(examples)
-    base = right_answers(adapted, task, examples, None, on_done=on_done)
-    expert = right_answers(adapted, task, examples, z, on_done=on_done)
-    paired = paired_gain(base, expert)
+    who = an_expert(adapted, z, task.name)
+    done = evaluate(task, examples, the_base(adapted), [who], split=split, seed=seed, on_done=on_done)
+    base, expert = done.rows
+    assert expert.paired is not None
     return EvaluationRecord(
         task=task.name,
         split=split,
         n=n,
-        base_accuracy=sum(base) / n,
-        expert_accuracy=sum(expert) / n,
-        ci95=wilson(sum(expert), n),
-        gain=paired.gain,
-        gain_ci95=paired.ci95,
-        mcnemar_p=paired.mcnemar_p,
+        base_accuracy=base.answers.accuracy,
+        expert_accuracy=expert.answers.accuracy,
+        ci95=expert.ci95,
+        gain=expert.paired.gain,
+        gain_ci95=expert.paired.ci95,
+        mcnemar_p=expert.paired.mcnemar_p,
         seed=seed,
+        base_answer_tokens=base.answers.mean_tokens,
+        expert_answer_tokens=expert.answers.mean_tokens,
+        base_cut=sum(base.answers.cut),
+        expert_cut=sum(expert.answers.cut),
     )

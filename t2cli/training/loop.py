@@ -37,7 +37,6 @@ from t2cli.svf.zvector import ZVectors, unflatten
 from t2cli.tasks.base import Example, Task, origin, up_to
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
-from t2cli.training.rollouts import collect
 from t2cli.training.trainer import Trainer
 
 SHOWN, SHOWN_FROM, LONGEST_SHOWN = 4, 64, 300  # questions in a manifest, out of how many, and characters of each
@@ -118,9 +117,7 @@ class TrainingRun:
         stream = config.seed * SEED_STRIDE + state.step
         examples = self.task.examples("train", config.prompts_per_step, stream)
         generator = torch.Generator().manual_seed(stream)
-        rollouts = collect(self.adapted, self.task, examples, self.trainer.z(), config, generator)
-        sampled = time.monotonic() - started
-        result = self.trainer.step(rollouts)
+        result = self.trainer.update(self.task, examples, generator)
         step = state.step + 1
         validation = None
         if step % config.validate_every == 0 or step == config.steps:
@@ -135,8 +132,8 @@ class TrainingRun:
             informative=result.informative,
             gradient_norm=result.gradient_norm,
             learning_rate=result.learning_rate,
-            tokens=rollouts.tokens,
-            tokens_per_second=rollouts.tokens / sampled,
+            tokens=result.tokens,
+            tokens_per_second=result.tokens / result.sampling_seconds,
             seconds=seconds,
             elapsed=state.seconds,
             eta=state.seconds / step * (config.steps - step),
@@ -148,9 +145,8 @@ class TrainingRun:
 
     def _keep(self, state: RunState, validation: float | None) -> None:
         """Checkpoint the step that was done; remember it if it is the best so far."""
-        optimizer = self.trainer.optimizer.state[self.trainer.flat]
         state.tensors["z"] = self.trainer.flat.detach().clone()
-        state.tensors["exp_avg"], state.tensors["exp_avg_sq"] = optimizer["exp_avg"], optimizer["exp_avg_sq"]
+        state.tensors.update(self.trainer.moments())
         if validation is not None and validation > state.best_accuracy:
             state.best_accuracy, state.best_step = validation, state.step
             state.tensors["best"] = state.tensors["z"]
@@ -211,6 +207,7 @@ class TrainingRun:
                 seconds=round(state.seconds, 1),
                 device=str(self.adapted.base.device),
                 versions=versions(),
+                threads=torch.get_num_threads(),
             ),
             evaluation=(evaluation,),
             parents=(),

@@ -14,9 +14,11 @@ Deviations from the paper:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,7 +29,10 @@ from t2cli.models.adapted import AdaptedModel
 from t2cli.svf.policy_gradient import leave_one_out, policy_gradient_loss
 from t2cli.svf.zvector import ZVectors, unflatten
 from t2cli.training.packing import pack, rollout_logp
-from t2cli.training.rollouts import Rollouts
+from t2cli.training.rollouts import Rollouts, collect
+
+if TYPE_CHECKING:
+    from t2cli.tasks.base import Example, Task
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class StepResult:
     gradient_norm: float
     learning_rate: float
     informative: float  # share of prompts whose rollouts were not all right or all wrong
+    tokens: int = 0  # generated
+    sampling_seconds: float = 0.0
 
 
 class Trainer:
@@ -76,6 +83,18 @@ class Trainer:
         progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         low = config.final_learning_rate
         return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+    def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
+        """Answer the examples with the current z, and update it once from the rewards."""
+        started = time.monotonic()
+        rollouts = collect(self.adapted, task, examples, self.z(), self.config, generator)
+        sampled = time.monotonic() - started
+        return replace(self.step(rollouts), tokens=rollouts.tokens, sampling_seconds=sampled)
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint keeps of the optimiser: exp_avg and exp_avg_sq (parameters,)."""
+        state = self.optimizer.state[self.flat]
+        return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
 
     def step(self, rollouts: Rollouts) -> StepResult:
         """Update z once from the rollouts. Raises T2Error if the gradient is not finite, leaving z as it was."""

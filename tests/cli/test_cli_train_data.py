@@ -65,6 +65,20 @@ def test_it_trains_on_a_folder_and_tests_on_all_of_a_small_test_file(
     assert f"train: train.jsonl, sha256:{sha256_of(data / 'train.jsonl')[:12]}\n" in shown.stdout
 
 
+def test_it_is_reproduced_from_the_same_files_and_no_others(
+    run: Callable, refused: Callable, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    assert run("train", *options, "--data", data, *FAST).exit_code == 0
+    same = tmp_path / "same.yaml"
+    same.write_text(TASK.replace("file: gone.jsonl", "train: questions/train.jsonl, test: questions/test.jsonl"))
+    result = run("reproduce", "ones", "--task", same, "--json", *options[2:])
+    assert result.exit_code == 0, result.stderr
+    with (data / "train.jsonl").open("a") as file:
+        file.write('{"ask": "What is 2 / 2?", "answer": 1}\n')
+    again = run("reproduce", "ones", "--task", same, *options[2:])
+    refused(again, 2, "ones@1 was trained on other files than the task has now: train.jsonl, test.jsonl", "--task")
+
+
 def test_resume_finds_the_data_of_the_run(
     run: Callable, options: list[str], data: Path, counting_folder: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +140,9 @@ def test_a_reward_of_ones_own_judges_and_is_found_again(
     (entry,) = published()
     assert entry.manifest.evaluation[0].expert_accuracy > 0.5
     assert entry.manifest.training.config["reward"] == "judges:odd"
+    again = run("reproduce", "ones", "--task", options[1], *options[2:])
+    assert (again.exit_code, again.stdout) == (2, ""), again.output
+    assert "trained with a reward of somebody's own, judges:odd" in again.stderr
     (begun,) = (tmp_path / "home" / "runs").glob("*/*/*")
     (begun / "expert.txt").unlink()
     (begun / "state.safetensors").unlink()  # as if it was killed at once
