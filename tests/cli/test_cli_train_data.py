@@ -65,6 +65,13 @@ def test_it_trains_on_a_folder_and_tests_on_all_of_a_small_test_file(
     assert f"train: train.jsonl, sha256:{sha256_of(data / 'train.jsonl')[:12]}\n" in shown.stdout
 
 
+def test_eval_asks_all_of_a_small_file(run: Callable, refused: Callable, options: list[str], data: Path) -> None:
+    result = run("eval", *options, "--data", data, "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["n"] == 50
+    refused(run("eval", *options, "--task", "math", "--data", data), 2, "--data goes with one task")
+
+
 def test_it_is_reproduced_from_the_same_files_and_no_others(
     run: Callable, refused: Callable, options: list[str], data: Path, tmp_path: Path
 ) -> None:
