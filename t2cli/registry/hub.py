@@ -18,9 +18,9 @@ from pathlib import Path
 from t2cli import paths
 from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.lookup import near_matches
-from t2cli.registry.adopt import adopt, present
 from t2cli.registry.entry import MANIFEST_FILE, MAX_MANIFEST_BYTES, ExpertEntry, Slot, parse_manifest
 from t2cli.registry.hub_client import BROKEN, HubRepo, Snapshot
+from t2cli.registry.intake import present, take_in
 from t2cli.registry.local import LocalRegistry
 from t2cli.registry.manifest import Z_FILE, ExpertManifest
 from t2cli.registry.reference import HUB_SCHEME, REPO_PATTERN, ExpertRef
@@ -132,18 +132,18 @@ def pull(repo: HubRepo, source: HubSource, registry: LocalRegistry, *, every: bo
     """Bring experts into the first folder of `registry`, and yield each when it is there, complete and verified.
 
     Manifests come first: where one is damaged, or its place is taken by another expert, nothing is written.
-    Raises as HubRepo, `wanted` and `adopt`.
+    Raises as HubRepo, `wanted` and `take_in`.
     """
     snapshot = repo.snapshot(source.revision)
     experts = list(wanted(repo, snapshot, source.expert, every=every))
-    here = [present(registry, published.slot, published.digest, published.origin) for published in experts]
-    for published, entry in zip(experts, here, strict=True):
+    here = [present(registry, one.manifest, one.digest, one.origin, instead=_instead(one.origin)) for one in experts]
+    for one, entry in zip(experts, here, strict=True):
         if entry is not None:
             yield Pulled(entry, False, snapshot.commit)
         else:
-            z = _read_z(repo, snapshot, published)
-            made = adopt(registry, published.slot, published.text, z, published.origin)
-            yield Pulled(made, True, snapshot.commit)
+            z = _read_z(repo, snapshot, one)
+            made = take_in(registry, one.text, z, one.origin, instead=_instead(one.origin), broken=BROKEN)
+            yield Pulled(made.entry, made.new, snapshot.commit)
 
 
 def hub_registry(repo: str) -> LocalRegistry:
@@ -188,6 +188,10 @@ def listed(repo: HubRepo, revision: str | None, *, every: bool = False) -> tuple
             source = f"{HUB_SCHEME}{repo.name}"
             entries.append(ExpertEntry(one.manifest, slot.path, one.digest, slot.registry, source))
     return entries, problems
+
+
+def _instead(origin: str) -> str:
+    return f"give it another name with t2 copy {origin} NEW, or pull it into a registry of its own with --registry PATH"
 
 
 def _bounded(slots: list[Slot]) -> list[Slot]:

@@ -136,24 +136,27 @@ def test_a_bundle_goes_to_another_machine(
 
     there = record_of(imported(tmp_path / "both.t2", "--json"))
     assert (there["schema"], there["from"]) == ("t2.import/1", "bundle")
-    assert [list(expert) for expert in there["experts"]] == [["expert", "digest", "path", "base", "how", "asked"]] * 3
+    assert [list(expert) for expert in there["experts"]] == [["expert", "digest", "path", "base", "new", "asked"]] * 3
     for expert in there["experts"]:
         name = expert["expert"].partition("@")[0]
-        assert (expert["digest"], expert["how"]) == (experts[name].digest, "new")
+        assert (expert["digest"], expert["new"]) == (experts[name].digest, True)
         entry = LocalRegistry([tmp_path / "there"]).find(name)
         assert (str(entry.path), entry.z_bytes()) == (expert["path"], experts[name].z_bytes())
     assert imported(tmp_path / "both.t2").stdout.count("(is here already)") == 3
 
 
-def test_a_version_that_is_taken_is_warned_of(
-    export: Run, imported: Run, publish: Callable[..., ExpertEntry], load: Callable[[str], BaseModel], tmp_path: Path
+def test_a_version_that_is_taken_is_refused(
+    export: Run,
+    imported: Run,
+    refused: Callable[..., None],
+    publish: Callable[..., ExpertEntry],
+    load: Callable[[str], BaseModel],
+    tmp_path: Path,
 ) -> None:
-    publish(tmp_path / "there", load("llama").identity, "a", ZVectors({"w": torch.ones(3)}))
+    mine = publish(tmp_path / "there", load("llama").identity, "a", ZVectors({"w": torch.ones(3)}))
     export("a", "--to", "bundle", tmp_path / "a.t2")
-    result = imported(tmp_path / "a.t2")
-    assert result.exit_code == 0
-    assert result.stdout.startswith("a@2 for llama-")
-    assert result.stderr.startswith("warning: a@1 is, or was, another expert here")
+    refused(imported(tmp_path / "a.t2"), 1, "a@1 here is another expert", "t2 copy")
+    assert LocalRegistry([tmp_path / "there"]).list() == [mine]
 
 
 def test_the_files_of_the_papers_code(

@@ -99,11 +99,11 @@ def test_experts_travel_with_their_parents_and_keep_their_digests(
     bundle: Path, here: LocalRegistry, there: LocalRegistry
 ) -> None:
     done = import_bundle(there, bundle)
-    assert {taken.entry.reference: (bundled.asked, taken.how) for bundled, taken in done} == {
-        "math@1": (False, "new"),
-        "code@1": (False, "new"),
-        "both@1": (False, "new"),
-        "more@1": (True, "new"),
+    assert {taken.entry.reference: (bundled.asked, taken.new) for bundled, taken in done} == {
+        "math@1": (False, True),
+        "code@1": (False, True),
+        "both@1": (False, True),
+        "more@1": (True, True),
     }
     assert {entry.digest for entry in there.list()} == {entry.digest for entry in here.list()}
     assert all(there.verify(entry) == [] for entry in there.list())
@@ -142,7 +142,7 @@ def test_the_same_experts_give_the_same_bytes(here: LocalRegistry, there: LocalR
 def test_importing_again_changes_nothing(bundle: Path, there: LocalRegistry) -> None:
     import_bundle(there, bundle)
     before = contents(there.search_path[0])
-    assert {taken.how for _, taken in import_bundle(there, bundle)} == {"there"}
+    assert not any(taken.new for _, taken in import_bundle(there, bundle))
     assert contents(there.search_path[0]) == before
 
 
@@ -153,7 +153,7 @@ IMPORT = """if True:
     from t2cli.registry.local import LocalRegistry
     print("ready", flush=True)
     sys.stdin.readline()
-    print(*(taken.how for _, taken in import_bundle(LocalRegistry([Path(sys.argv[1])]), Path(sys.argv[2]))))
+    print(*(taken.new for _, taken in import_bundle(LocalRegistry([Path(sys.argv[1])]), Path(sys.argv[2]))))
 """
 
 
@@ -177,7 +177,7 @@ def test_several_processes_import_it_once(bundle: Path, there: LocalRegistry) ->
     for process in running:
         tell(process)
     said = [word for process in running for word in process.communicate(timeout=60)[0].split()]
-    assert sorted(said) == ["new"] * 4 + ["there"] * 12
+    assert sorted(said) == ["False"] * 12 + ["True"] * 4
     assert len(there.list()) == 4
 
 
@@ -201,37 +201,59 @@ def test_an_import_that_is_killed_leaves_whole_experts_or_none(
     assert {entry.digest for entry in there.list()} == digests
 
 
-def test_another_expert_under_that_version_stays_and_the_new_one_is_renumbered(
-    bundle: Path, there: LocalRegistry
-) -> None:
+def test_where_a_version_is_another_expert_here_nothing_is_taken_in(bundle: Path, there: LocalRegistry) -> None:
     mine = put(there, "math", description="another one")
-    taken = {taken.entry.manifest.name: taken for _, taken in import_bundle(there, bundle)}
-    assert (taken["math"].how, taken["math"].entry.reference) == ("renumbered", "math@2")
-    assert (taken["both"].how, taken["both"].entry.reference) == ("new", "both@1")
-    assert there.find("math@1") == mine
-    assert there.verify(mine) == []
+    before = contents(there.search_path[0])
+    with pytest.raises(T2Error, match=r"math@1 here is another expert .* never changes") as caught:
+        import_bundle(there, bundle)
+    assert (caught.value.exit_code, "--registry" in caught.value.hint, "t2 copy" in caught.value.hint) == (
+        1,
+        True,
+        True,
+    )
+    assert contents(there.search_path[0]) == before
+    assert (there.list(), there.verify(mine)) == ([mine], [])
 
 
-def test_the_number_of_a_removed_version_is_not_used_again(bundle: Path, there: LocalRegistry) -> None:
+def test_a_version_that_was_removed_is_free_for_the_same_expert_only(bundle: Path, there: LocalRegistry) -> None:
+    import_bundle(there, bundle)
+    digest = there.find("math").digest
+    there.remove("math@1")
+    assert {taken.entry.reference for _, taken in import_bundle(there, bundle) if taken.new} == {"math@1"}
+    assert there.find("math").digest == digest
+    there.remove("math@1")
+    (there.find("code").path / "z.safetensors").write_bytes(b"broken")
+    there.remove("code@1")  # damaged in its numbers: its manifest still says what it was
+    assert len([taken for _, taken in import_bundle(there, bundle) if taken.new]) == 2
+
+
+def test_a_version_that_was_another_expert_stays_its_own(bundle: Path, there: LocalRegistry) -> None:
     put(there, "math", description="another one")
     there.remove("math@1")
-    taken = {taken.entry.manifest.name: taken for _, taken in import_bundle(there, bundle)}
-    assert taken["math"].entry.reference == "math@2"
+    with pytest.raises(T2Error, match="math@1 here was another expert"):
+        import_bundle(there, bundle)
+    assert there.list() == []
 
 
 def test_an_expert_elsewhere_on_the_search_path_is_there(bundle: Path, here: LocalRegistry, tmp_path: Path) -> None:
     registry = LocalRegistry([tmp_path / "own", here.search_path[0]])
-    assert {taken.how for _, taken in import_bundle(registry, bundle)} == {"there"}
+    assert not any(taken.new for _, taken in import_bundle(registry, bundle))
     assert not list((tmp_path / "own").rglob("expert.yaml"))
+    put(LocalRegistry([tmp_path / "own"]), "math", description="another one")
+    assert not any(taken.new for _, taken in import_bundle(registry, bundle))  # one of several of that version
 
 
-def test_a_damaged_copy_here_is_not_taken_for_it(bundle: Path, there: LocalRegistry) -> None:
+@pytest.mark.parametrize("name", ["z.safetensors", "expert.yaml"])
+def test_a_damaged_copy_here_is_not_taken_for_it(name: str, bundle: Path, there: LocalRegistry) -> None:
     import_bundle(there, bundle)
-    z = there.find("math").path / "z.safetensors"
-    z.write_bytes(z.read_bytes()[:-4] + b"\0\0\0\0")
-    taken = {taken.entry.manifest.name: taken for _, taken in import_bundle(there, bundle)}
-    assert (taken["math"].how, taken["code"].how) == ("renumbered", "there")
-    assert there.verify(taken["math"].entry) == []
+    path = there.find("math").path / name
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(CorruptArtifactError) as caught:
+        import_bundle(there, bundle)
+    assert caught.value.hint
+    there.remove("math@1")  # whatever was damaged: then it comes back
+    assert {taken.entry.reference for _, taken in import_bundle(there, bundle) if taken.new} == {"math@1"}
+    assert all(there.verify(entry) == [] for entry in there.list())
 
 
 def test_a_parent_that_is_not_here_is_named(here: LocalRegistry, there: LocalRegistry, tmp_path: Path) -> None:
