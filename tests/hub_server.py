@@ -67,6 +67,7 @@ class Fault:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    ranges: bool = True  # whether a part may be asked for
     content: bytes | None = None  # instead of the body, which a proxy or an attacker changed
 
 
@@ -340,7 +341,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault is not None and self.fault.content is not None:
             content = self.fault.content
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked is None:
+        if asked is None or (self.fault is not None and not self.fault.ranges):
             return self.reply(200, content, headers)
         begin = int(asked[1])
         headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"

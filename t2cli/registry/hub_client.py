@@ -67,13 +67,17 @@ class Snapshot:
 class HubRepo:
     """The model repository `name` ("org/repo") on the Hub at `endpoint` (None: HF_ENDPOINT, else the public one).
 
+    `received` is told of bytes of files as they come, and of a negative number where they must come again.
     Every method raises NotFoundError for what does not exist or may not be seen, NetworkError when the Hub cannot be
     reached, fails, or must not be asked (HF_HUB_OFFLINE), and T2Error when it refuses.
     """
 
-    def __init__(self, name: str, *, endpoint: str | None = None) -> None:
+    def __init__(
+        self, name: str, *, endpoint: str | None = None, received: Callable[[int], None] = lambda count: None
+    ) -> None:
         self.name = name
         self._endpoint = endpoint or hub_endpoint()
+        self._received = received
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """Return the repository at a branch, tag or commit; None: the newest commit."""
@@ -160,9 +164,11 @@ class HubRepo:
         with get_session().stream("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
             if response.status_code != 206:  # the whole file, whatever was asked for
+                self._received(-len(content))
                 content.clear()
             for chunk in response.iter_bytes():  # as they come: a fixed size would lose what came before a cut
                 content.extend(chunk)
+                self._received(len(chunk))
                 if len(content) > size:
                     return
 

@@ -439,6 +439,21 @@ def test_a_cut_connection_is_taken_up_where_it_was_cut(
     assert hub.ranges == ["bytes=3-", "bytes=50-", "bytes=100-"]
 
 
+def test_what_is_received_adds_up_to_what_was_expected(
+    hub: Hub, entry: ExpertEntry, published: Pushed, other: LocalRegistry
+) -> None:
+    came: list[int] = []
+    expected: list[int] = []
+    hub.faults += [Fault("GET", r"z\.safetensors$", cut=50), Fault("GET", r"z\.safetensors$", ranges=False)]
+    repo = HubRepo(NAME, endpoint=hub.url, received=came.append)
+    sizes = [(entry.path / name).stat().st_size for name in ("expert.yaml", "z.safetensors")]
+    for twice in (sizes, sizes[:1]):  # the second time its numbers are here
+        came.clear()
+        list(pull(repo, HubSource(NAME), other, expect=expected.append))
+        assert sum(came) == expected[-1] == sum(twice)
+    assert len(expected) == 2
+
+
 def test_a_connection_that_is_always_cut_ends_in_a_network_error(
     hub: Hub, repo: HubRepo, published: Pushed, other: LocalRegistry
 ) -> None:
