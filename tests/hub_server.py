@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -71,6 +72,14 @@ class Fault:
     content: bytes | None = None  # instead of the body, which a proxy or an attacker changed
 
 
+class Answer(NamedTuple):
+    """What the server sends."""
+
+    status: int
+    content: bytes
+    headers: dict[str, str]
+
+
 @dataclass
 class Hub:
     """What the server offers and what it was asked: `repos` maps an id to a Repo, or to a folder of its files."""
@@ -82,6 +91,7 @@ class Hub:
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Authorization
     ranges: list[str] = field(default_factory=list)  # Range headers
     faults: list[Fault] = field(default_factory=list)
+    mangle: Callable[[Answer], Answer] | None = None  # makes another answer of each
     before_commit: Callable[[], None] | None = None  # called once, when a commit comes in
     uploads: dict[str, bytes] = field(default_factory=dict)  # LFS objects by SHA-256
     slow: float = 0.0  # seconds before each answer
@@ -348,8 +358,13 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(206, content[begin:], headers)
 
     def reply(self, status: int, content: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        answer = Answer(status, content, {**(headers or {}), "Content-Length": str(len(content))})
+        if self.hub.mangle is not None:
+            answer = self.hub.mangle(answer)
+            self.close_connection = True  # its length may be a lie
+        status, content, headers = answer
         self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
