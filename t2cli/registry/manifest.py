@@ -196,9 +196,7 @@ def _plain(value: object) -> object:
     """Return `value` with records as mappings and tuples as lists, all the way down (asdict: 4 times the time)."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, dict):
+    if isinstance(value := vars(value) if is_dataclass(value) else value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from t2cli.models.base import BaseModel, load_base
-from t2cli.models.targets import find_targets
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import ParentRecord
 from t2cli.registry.vectors import read_z
@@ -25,25 +24,12 @@ COMMON = ["schema", "to", "expert", "digest", "base", "fingerprint", "path"]
 
 
 @pytest.fixture
-def base(base_folder: Callable[[str], Path]) -> Path:
-    return base_folder("llama")
-
-
-@pytest.fixture
-def experts(
-    tmp_path: Path,
-    load: Callable[[str], BaseModel],
-    publish: Callable[..., ExpertEntry],
-    random_z: Callable[..., ZVectors],
-) -> dict[str, ExpertEntry]:
+def experts(put_tiny: Callable[..., ExpertEntry]) -> dict[str, ExpertEntry]:
     """Return two experts of the tiny base in a registry, a mix of them, and one of a foreign base."""
-    folder, model = tmp_path / "experts", load("llama")
-    ranks = {target.weight: target.rank for target in find_targets(model.model)}
-    found = {name: publish(folder, model.identity, name, random_z(ranks, seed)) for seed, name in enumerate("ab")}
+    found = {name: put_tiny(name, seed) for seed, name in enumerate("ab")}
     parents = tuple(ParentRecord(entry.reference, entry.digest, 0.5) for entry in found.values())
-    mix = publish(folder, model.identity, "both", random_z(ranks, seed=2), kind="mix", parents=parents)
-    foreign = publish(folder, load("qwen2").identity, "foreign", random_z(ranks, seed=3))
-    return {**found, "both": mix, "foreign": foreign}
+    mix = put_tiny("both", 2, kind="mix", parents=parents)
+    return {**found, "both": mix, "foreign": put_tiny("foreign", 3, variant="qwen2")}
 
 
 @pytest.fixture
