@@ -14,94 +14,14 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from hub_repos import COMMIT, Answer, Fault, Hub, Repo
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of every folder
-
-
-@dataclass
-class Repo:
-    """A repository that can be written to; `commits` is its history, oldest first."""
-
-    private: bool = False
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    messages: list[str] = field(default_factory=list)
-    tags: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.add({".gitattributes": b""}, "initial commit")
-
-    @property
-    def head(self) -> str:
-        """Return the newest commit."""
-        return list(self.commits)[-1]
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """Return the files of the newest commit."""
-        return self.commits[self.head]
-
-    def add(self, files: dict[str, bytes], message: str) -> str:
-        """Commit files on top of the newest commit and return the new one."""
-        content = dict(self.files) if self.commits else {}
-        content |= files
-        oid = hashlib.sha1(repr((len(self.commits), message, sorted(content))).encode()).hexdigest()
-        self.commits[oid] = content
-        self.messages.append(message)
-        return oid
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next `times` requests that match: a status, or a cut after `cut` bytes of the body."""
-
-    method: str
-    path: str  # a regular expression
-    times: int = 1
-    status: int = 0
-    headers: dict[str, str] = field(default_factory=dict)
-    cut: int | None = None
-    content: bytes | None = None  # instead of the body, which a proxy or an attacker changed
-
-
-@dataclass
-class Hub:
-    """What the server offers and what it was asked: `repos` maps an id to a Repo, or to a folder of its files."""
-
-    repos: dict[str, Path | Repo] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
-    private: dict[str, str] = field(default_factory=dict)  # id -> the token that opens it
-    writers: dict[str, bool] = field(default_factory=dict)  # token -> whether it may write
-    asked: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Authorization
-    ranges: list[str] = field(default_factory=list)  # Range headers
-    faults: list[Fault] = field(default_factory=list)
-    before_commit: Callable[[], None] | None = None  # called once, when a commit comes in
-    uploads: dict[str, bytes] = field(default_factory=dict)  # LFS objects by SHA-256
-    slow: float = 0.0  # seconds before each answer
-    broken: bool = False  # answers every request with a server error
-    url: str = ""
-
-    @property
-    def downloaded(self) -> set[str]:
-        """Return the names of the files that were fetched."""
-        paths = [path for method, path, _ in self.asked if method == "GET"]
-        return {path.partition("/resolve/")[2].partition("/")[2] for path in paths} - {""}
-
-    def repo(self, name: str) -> Repo:
-        """Return a repository that can be written to."""
-        repo = self.repos[name]
-        assert isinstance(repo, Repo)
-        return repo
-
-    def methods(self) -> list[str]:
-        """Return the methods of all requests."""
-        return [method for method, _, _ in self.asked]
+__all__ = ["Answer", "Fault", "Handler", "Hub", "Repo", "running"]
 
 
 @contextlib.contextmanager
@@ -341,15 +261,20 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault is not None and self.fault.content is not None:
             content = self.fault.content
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked is None:
+        if asked is None or (self.fault is not None and not self.fault.ranges):
             return self.reply(200, content, headers)
         begin = int(asked[1])
         headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         return self.reply(206, content[begin:], headers)
 
     def reply(self, status: int, content: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        answer = Answer(status, content, {**(headers or {}), "Content-Length": str(len(content))})
+        if self.hub.mangle is not None:
+            answer = self.hub.mangle(answer)
+            self.close_connection = True  # its length may be a lie
+        status, content, headers = answer
         self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":

@@ -35,8 +35,8 @@ def import_file(
 ) -> None:
     """Import experts: a bundle that t2 export wrote, or a file of the Transformer-Squared code.
 
-    A bundle's experts keep their version and digest where these are free. The paper's files hold numbers without
-    names: --base must be the model that they were trained on.
+    A bundle's experts keep their version and digest. Where a version is another expert here, nothing is written.
+    The paper's files hold numbers without names: --base must be the model that they were trained on.
     """
     from t2cli.cli.session import search_path
     from t2cli.export.bundle import is_bundle
@@ -71,12 +71,6 @@ def _import_bundle(out: Output, registry: LocalRegistry, path: Path) -> None:
     for bundled, taken in done:
         records.append({**_record(taken), "asked": bundled.asked})
         out.data(_line(taken))
-        if taken.how == "renumbered":
-            _, name, version = bundled.path.split("/")
-            out.warn(
-                f"{name}@{version} is, or was, another expert here, so this one is {taken.entry.reference}; "
-                "mixes made from it know it by its old digest"
-            )
     out.emit("import", {"from": "bundle", "experts": records})
 
 
@@ -98,8 +92,8 @@ def _import_reference(
     identity = identify(files, quiet=out.quiet)
     z = convert(path, files, identity, device=str(resolve_device(device)), quiet=out.quiet)
     entry = registry.put(_manifest(identity, z, name, category, path.name), z_to_bytes(z))
-    out.data(_line(Taken(entry, "new")))
-    out.emit("import", {"from": "reference", "experts": [{**_record(Taken(entry, "new")), "asked": True}]})
+    out.data(_line(Taken(entry, True)))
+    out.emit("import", {"from": "reference", "experts": [{**_record(Taken(entry, True)), "asked": True}]})
 
 
 def _manifest(identity: BaseIdentity, z: ZVectors, name: str, category: str, file: str) -> ExpertManifest:
@@ -130,9 +124,9 @@ def _manifest(identity: BaseIdentity, z: ZVectors, name: str, category: str, fil
 def _record(taken: Taken) -> dict[str, object]:
     entry = taken.entry
     place = {"digest": entry.digest, "path": str(entry.path), "base": entry.manifest.base.folder}
-    return {"expert": entry.reference, **place, "how": taken.how}
+    return {"expert": entry.reference, **place, "new": taken.new}
 
 
 def _line(taken: Taken) -> str:
-    how = {"new": "", "there": " (is here already)", "renumbered": " (renumbered)"}[taken.how]
-    return f"{taken.entry.reference} for {taken.entry.manifest.base.folder}{how}"
+    here = "" if taken.new else " (is here already)"
+    return f"{taken.entry.reference} for {taken.entry.manifest.base.folder}{here}"

@@ -28,6 +28,7 @@ def pull(
     checked. Where its version is another expert here, nothing is written. An expert can also be used
     without this, by its reference: t2 chat --expert hf://ORG/REPO/NAME@2.
     """
+    from t2cli.cli.progress import paused, progress
     from t2cli.cli.session import search_path
     from t2cli.registry.hub import HubSource
     from t2cli.registry.hub import pull as fetch
@@ -39,17 +40,20 @@ def pull(
     entries = LocalRegistry(search_path(registry))
     records: list[dict[str, object]] = []
     commit = ""
-    for pulled in fetch(HubRepo(wanted.repo), wanted, entries, every=every):
-        entry, commit = pulled.entry, pulled.commit
-        out.data(entry.reference)
-        out.say(f"{'fetched' if pulled.new else 'was here already'}: {entry.reference} in {entry.path}")
-        records.append(
-            {
-                "expert": entry.reference,
-                "base": entry.manifest.base.folder,
-                "digest": entry.digest,
-                "path": str(entry.path),
-                "pulled": pulled.new,
-            }
-        )
+    with progress("pull", in_bytes=True, quiet=quiet) as bar:
+        repo = HubRepo(wanted.repo, received=bar.advance)
+        for pulled in fetch(repo, wanted, entries, every=every, expect=bar.expect):
+            entry, commit = pulled.entry, pulled.commit
+            with paused():  # both may be the same terminal
+                out.data(entry.reference)
+            out.say(f"{'fetched' if pulled.new else 'was here already'}: {entry.reference} in {entry.path}")
+            records.append(
+                {
+                    "expert": entry.reference,
+                    "base": entry.manifest.base.folder,
+                    "digest": entry.digest,
+                    "path": str(entry.path),
+                    "pulled": pulled.new,
+                }
+            )
     out.emit("pull", {"repo": wanted.repo, "revision": wanted.revision, "commit": commit, "experts": records})

@@ -28,7 +28,7 @@ from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageErro
 from t2cli.files import writing
 from t2cli.registry.entry import MANIFEST_FILE, MAX_MANIFEST_BYTES, ExpertEntry, read_inside
 from t2cli.registry.fields import Fields
-from t2cli.registry.intake import ASK_AGAIN, Taken, check_manifest, check_numbers, take_in
+from t2cli.registry.intake import ASK_AGAIN, Taken, check_manifest, check_numbers, present, take_in
 from t2cli.registry.local import LocalRegistry
 from t2cli.registry.manifest import SHA256_PATTERN, Z_FILE, ExpertManifest
 from t2cli.registry.reference import ExpertRef
@@ -157,12 +157,12 @@ def is_bundle(path: Path) -> bool:
 def import_bundle(registry: LocalRegistry, path: Path) -> list[tuple[Bundled, Taken]]:
     """Take all experts of a bundle into the registry; nothing is written before the whole file has been verified.
 
-    Raises CorruptArtifactError for anything that `write_bundle` would not have written, NotFoundError if there is no
-    such file.
+    Nor if the version of one is another expert's here. Raises CorruptArtifactError for anything that `write_bundle`
+    would not have written, NotFoundError if there is no such file, T2Error as `present`.
     """
     try:
-        for _ in read_bundle(path):
-            pass
+        for bundled, manifest, _, _ in read_bundle(path):
+            present(registry, manifest, bundled.digest, f"{path}: {bundled.path}")
         return [
             (content.bundled, take_in(registry, content.raw, content.z, f"{path}: {content.bundled.path}"))
             for content in read_bundle(path)

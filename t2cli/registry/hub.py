@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2cli import paths
 from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.lookup import near_matches
-from t2cli.registry.adopt import adopt, present
 from t2cli.registry.entry import MANIFEST_FILE, MAX_MANIFEST_BYTES, ExpertEntry, Slot, parse_manifest
 from t2cli.registry.hub_client import BROKEN, HubRepo, Snapshot
+from t2cli.registry.intake import present, take_in
 from t2cli.registry.local import LocalRegistry
 from t2cli.registry.manifest import Z_FILE, ExpertManifest
 from t2cli.registry.reference import HUB_SCHEME, REPO_PATTERN, ExpertRef
@@ -128,22 +128,32 @@ def wanted(repo: HubRepo, snapshot: Snapshot, expert: ExpertRef | None, *, every
         raise NotFoundError(f"{repo.name} has no {expert}, but others of that name", hint=f"known: {known}")
 
 
-def pull(repo: HubRepo, source: HubSource, registry: LocalRegistry, *, every: bool = False) -> Iterator[Pulled]:
+def pull(
+    repo: HubRepo,
+    source: HubSource,
+    registry: LocalRegistry,
+    *,
+    every: bool = False,
+    expect: Callable[[int], None] = lambda total: None,
+) -> Iterator[Pulled]:
     """Bring experts into the first folder of `registry`, and yield each when it is there, complete and verified.
 
+    `expect` is told how many bytes of files will have come, once the manifests say what is to be fetched.
     Manifests come first: where one is damaged, or its place is taken by another expert, nothing is written.
-    Raises as HubRepo, `wanted` and `adopt`.
+    Raises as HubRepo, `wanted` and `take_in`.
     """
     snapshot = repo.snapshot(source.revision)
     experts = list(wanted(repo, snapshot, source.expert, every=every))
-    here = [present(registry, published.slot, published.digest, published.origin) for published in experts]
-    for published, entry in zip(experts, here, strict=True):
+    here = [present(registry, one.manifest, one.digest, one.origin, instead=_instead(one.origin)) for one in experts]
+    needed = [_z_size(snapshot, one) for one, entry in zip(experts, here, strict=True) if entry is None]
+    expect(sum(needed) + sum(len(one.text) for one in experts))
+    for one, entry in zip(experts, here, strict=True):
         if entry is not None:
             yield Pulled(entry, False, snapshot.commit)
         else:
-            z = _read_z(repo, snapshot, published)
-            made = adopt(registry, published.slot, published.text, z, published.origin)
-            yield Pulled(made, True, snapshot.commit)
+            z = _read_z(repo, snapshot, one)
+            made = take_in(registry, one.text, z, one.origin, instead=_instead(one.origin), broken=BROKEN)
+            yield Pulled(made.entry, made.new, snapshot.commit)
 
 
 def hub_registry(repo: str) -> LocalRegistry:
@@ -190,6 +200,10 @@ def listed(repo: HubRepo, revision: str | None, *, every: bool = False) -> tuple
     return entries, problems
 
 
+def _instead(origin: str) -> str:
+    return f"give it another name with t2 copy {origin} NEW, or pull it into a registry of its own with --registry PATH"
+
+
 def _bounded(slots: list[Slot]) -> list[Slot]:
     if len(slots) > MAX_MANIFESTS:
         raise UsageError(f"these are {len(slots)} experts, more than {MAX_MANIFESTS}", hint="name one of them")
@@ -205,11 +219,20 @@ def _known(registry: LocalRegistry, ref: ExpertRef) -> list[ExpertEntry]:
 
 def _read_z(repo: HubRepo, snapshot: Snapshot, published: Published) -> bytes:
     """Fetch z.safetensors if it has the size that the manifest makes it have, else CorruptArtifactError."""
-    path = f"{published.slot.path.as_posix()}/{Z_FILE}"
     parameters = published.manifest.targets.parameters
-    size = snapshot.files[path].size if path in snapshot.files else 0
+    size = _z_size(snapshot, published)
     if not NUMBER_BYTES * parameters < size <= max_file_bytes(parameters):
         raise CorruptArtifactError(
             f"{Z_FILE} of {published.origin} has {size} bytes, which cannot be {parameters} numbers", hint=BROKEN
         )
-    return repo.read(snapshot, path, max_file_bytes(parameters))
+    return repo.read(snapshot, _z_path(published), max_file_bytes(parameters))
+
+
+def _z_path(published: Published) -> str:
+    return f"{published.slot.path.as_posix()}/{Z_FILE}"
+
+
+def _z_size(snapshot: Snapshot, published: Published) -> int:
+    """Return the bytes that the Hub says z.safetensors has, 0 if there is none."""
+    path = _z_path(published)
+    return snapshot.files[path].size if path in snapshot.files else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from t2cli.models.targets import first_line
 from t2cli.paths import hub_endpoint
 
 if TYPE_CHECKING:
-    from huggingface_hub import DatasetInfo, HfApi, ModelInfo
+    from huggingface_hub import HfApi
 
 TRIES = 5
 FIRST_PAUSE = 0.5  # seconds; doubled after each try
@@ -30,7 +31,6 @@ TIMEOUT = 60.0  # seconds without a byte
 
 TOO_MANY_REQUESTS = 429
 CONFLICTS = (409, 412)  # another commit came first
-
 Result = TypeVar("Result")
 
 
@@ -65,34 +65,29 @@ class Snapshot:
 
 
 class HubRepo:
-    """The repository `name` ("org/repo") on the Hub at `endpoint` (None: HF_ENDPOINT, else the public one).
+    """The model repository `name` ("org/repo") on the Hub at `endpoint` (None: HF_ENDPOINT, else the public one).
 
-    `kind` is "model", which alone can be written to, or "dataset".
-
+    `received` is told of bytes of files as they come, and of a negative number where they must come again.
     Every method raises NotFoundError for what does not exist or may not be seen, NetworkError when the Hub cannot be
     reached, fails, or must not be asked (HF_HUB_OFFLINE), and T2Error when it refuses.
     """
 
-    def __init__(self, name: str, *, endpoint: str | None = None, kind: str = "model") -> None:
-        self.name, self.kind = name, kind
+    def __init__(
+        self, name: str, *, endpoint: str | None = None, received: Callable[[int], None] = lambda count: None
+    ) -> None:
+        self.name, self.kind = name, "model"  # or "dataset"
         self._endpoint = endpoint or hub_endpoint()
+        self._received = received
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """Return the repository at a branch, tag or commit; None: the newest commit."""
         what = self.name if revision is None else f"{self.name}@{revision}"
-        info = self._asked(what, lambda: self._described(revision))
-        if not info.sha:
+        ask: Callable[..., Any] = self._api.dataset_info if self.kind == "dataset" else self._api.model_info
+        info = self._asked(what, lambda: ask(self.name, revision=revision, files_metadata=True, timeout=TIMEOUT))
+        if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
             raise NetworkError(f"the Hub does not say which commit {what} is", hint="check HF_ENDPOINT")
-        listed = info.siblings or []
-        files = {
-            file.rfilename: HubFile(file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id)
-            for file in listed
-        }
+        files = dict(_file_of(file, what) for file in info.siblings or [])
         return Snapshot(info.sha, files, bool(info.private))
-
-    def _described(self, revision: str | None) -> ModelInfo | DatasetInfo:
-        described = self._api.dataset_info if self.kind == "dataset" else self._api.model_info
-        return described(self.name, revision=revision, files_metadata=True, timeout=TIMEOUT)
 
     def read(self, snapshot: Snapshot, path: str, limit: int) -> bytes:
         """Return a file of the snapshot. Nothing is fetched of one larger than `limit` bytes: CorruptArtifactError."""
@@ -156,16 +151,17 @@ class HubRepo:
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.name, path, repo_type=self.kind, revision=commit, endpoint=self._endpoint)
-        headers = build_hf_headers(library_name="t2", library_version=__version__)
-        headers["Accept-Encoding"] = "identity"
+        headers = build_hf_headers(library_name="t2", library_version=__version__) | {"Accept-Encoding": "identity"}
         if content:
             headers["Range"] = f"bytes={len(content)}-"
         with get_session().stream("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
             if response.status_code != 206:  # the whole file, whatever was asked for
+                self._received(-len(content))
                 content.clear()
             for chunk in response.iter_bytes():  # as they come: a fixed size would lose what came before a cut
                 content.extend(chunk)
+                self._received(len(chunk))
                 if len(content) > size:
                     return
 
@@ -194,6 +190,16 @@ class HubRepo:
 
 
 BROKEN = "do not use it; tell the owner of the repository"
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def _file_of(file: Any, what: str) -> tuple[str, HubFile]:
+    """Return the path of a listed file and what the Hub says of it; NetworkError if that is not what a Hub can say."""
+    name, size, sha256, blob = file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id
+    texts = isinstance(name, str) and all(isinstance(digest, str | None) for digest in (sha256, blob))
+    if not (texts and type(size) is int and size >= 0):
+        raise NetworkError(f"the Hub's list of the files of {what} makes no sense", hint="check HF_ENDPOINT")
+    return name, HubFile(size, sha256, blob)
 
 
 def _bound(client: Any) -> None:
@@ -226,8 +232,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _response(error: BaseException) -> Any:
     """Return the HTTP response that an error came with, None for another kind of error."""
-    responses = (getattr(cause, "response", None) for cause in _causes(error))
-    return next((response for response in responses if response is not None), None)
+    return next((found for cause in _causes(error) if (found := getattr(cause, "response", None)) is not None), None)
 
 
 def _failed_connection(error: BaseException, kind: str = "TransportError") -> bool:

@@ -18,7 +18,8 @@ from t2cli.registry.checks import check_z, problems_at
 from t2cli.registry.entry import MANIFEST_FILE, ExpertEntry, Slot, check_inside, read_entry, slots, write_version
 from t2cli.registry.listing import remember
 from t2cli.registry.manifest import BASE_NAME_PATTERN, Z_FILE, ExpertManifest
-from t2cli.registry.reference import VERSION_PATTERN, ExpertRef, check_name
+from t2cli.registry.reference import ExpertRef, check_name
+from t2cli.registry.removed import mark_removed, removed_versions
 
 __all__ = ["ExpertEntry", "LocalRegistry"]
 
@@ -27,8 +28,6 @@ Entries = list[ExpertEntry]
 Slots = list[Slot]
 Problems = list[T2Error]
 Lines = list[str]
-
-_REMOVED = ".removed"  # .3.removed: version 3 existed once
 
 
 class LocalRegistry:
@@ -195,7 +194,7 @@ class LocalRegistry:
                 raise NotFoundError(f"{slot.reference} was removed by another process")
             doomed = slot.path.with_name(f".{slot.version}.tmp")
             try:
-                slot.path.with_name(f".{slot.version}{_REMOVED}").touch()  # its number is never used again
+                mark_removed(slot)
                 slot.path.rename(doomed)
                 remove_whole(doomed)
             except OSError as error:
@@ -294,6 +293,4 @@ class LocalRegistry:
     def _next_version(self, manifest: ExpertManifest, home: Path) -> int:
         weights = manifest.base.fingerprint.weights
         used = [slot.version for slot in self.slots(manifest.name) if slot.is_for(weights)]
-        marks = [mark.name[1:].removesuffix(_REMOVED) for mark in home.glob(f".*{_REMOVED}")]
-        removed = [int(mark) for mark in marks if VERSION_PATTERN.fullmatch(mark)]
-        return 1 + max([*used, *removed], default=0)
+        return 1 + max([*used, *removed_versions(home)], default=0)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from t2cli.errors import CorruptArtifactError
+from t2cli.registry.own_yaml import read_own
 
 try:
     from yaml import CSafeDumper as SafeDumper
@@ -63,6 +64,12 @@ def load_mapping(text: str, where: str) -> dict[str, object]:
     """
     if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
         raise CorruptArtifactError(f"{where} is larger than {MAX_BYTES} bytes, so it is no manifest")
+    if (own := read_own(text, _StrictLoader.yaml_implicit_resolvers)) is not None:
+        return own
+    return _load_any(text, where)
+
+
+def _load_any(text: str, where: str) -> dict[str, object]:
     try:
         _check_events(text)
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a restricted SafeLoader

@@ -44,7 +44,8 @@ def fetched(row: Row) -> Located:
     from t2cli.registry.hub_client import HubRepo
 
     config = {key: str(value) for key, value in row.config.items()}
-    repo = HubRepo(row.dataset, kind="dataset")
+    repo = HubRepo(row.dataset)
+    repo.kind = "dataset"
     snapshot = _snapshot(repo, config.get("revision", "main"))
     splits = {split: name for split, name in config.items() if split not in _PLACES}
     files = {

@@ -2,11 +2,13 @@
 
     python tests/benchmarks/decompose_memory.py [--folder FOLDER] [--layers 12] [--hidden 2048] [--wide 5632]
                                                 [--dtype bfloat16] [--basis-dtype float32] [--json FILE]
+    python tests/benchmarks/decompose_memory.py --square 4096
 
 Writes a random Llama (one shard per layer) into FOLDER, a temporary one if none is given, and decomposes it in a new
 process with a T2_HOME of its own. The bound is 4 float64 copies of the largest weight plus 300 MB, whatever the size
-of the model. Resident memory counts mapped pages of the checkpoint; anonymous memory, sampled, does not. Exit code 1
-if the bound is broken.
+of the model. --square makes the largest weights, two of them in float32 in one layer, r x r: there the eigenvectors
+take the most beside the weight. Resident memory counts mapped pages of the checkpoint; anonymous memory, sampled, does
+not. Exit code 1 if the bound is broken.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ PROBE = "import torch, resource; print(resource.getrusage(resource.RUSAGE_SELF).
 
 
 def write_model(folder: Path, layers: int, hidden: int, wide: int, dtype: str) -> None:
-    """Write a random checkpoint, one shard per layer."""
+    """Write a random checkpoint, one shard per layer; q_proj and o_proj are square."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -38,7 +40,7 @@ def write_model(folder: Path, layers: int, hidden: int, wide: int, dtype: str) -
         intermediate_size=wide,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 256,
+        num_key_value_heads=max(1, hidden // 256),
         tie_word_embeddings=True,
         architectures=["LlamaForCausalLM"],
     )
@@ -108,7 +110,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--basis-dtype", choices=["bfloat16", "float32"], default="float32")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--square", type=int, metavar="R", help="two weights R x R and thin ones beside them")
     options = parser.parse_args()
+    if options.square:
+        options.layers, options.hidden, options.wide, options.dtype = 1, options.square, 64, "float32"
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch) / "random-llama"
         folder.mkdir(parents=True, exist_ok=True)

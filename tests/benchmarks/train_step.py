@@ -1,9 +1,12 @@
 """One training step, forward and backward: z of t2 beside a LoRA of rank 16 by PEFT, on the same tokens.
 
     python tests/benchmarks/train_step.py [--rows 48] [--length 64] [--rounds 3] [--json FILE] [--alone WAY]
+                                          [--widths 512 1024 2048 4096] [--layers 2 4 8]
 
-The loss is the mean log-probability of the tokens. Each way runs in a process of its own, so that the peak memory is
-its own (growth of the largest resident size over that of the loaded model); the processes take turns.
+On the default base, and with a quarter of the rows on random models of growing width and depth (`--widths` and
+`--layers` without numbers: none). The loss is the mean log-probability of the tokens. Each way runs in a process of its
+own, so that the peak memory is its own (growth of the largest resident size over that of the loaded model); the
+processes take turns.
 """
 
 from __future__ import annotations
@@ -14,13 +17,19 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from random_llama import FIXED_WIDTH, LAYERS, WIDTHS, Size, random_adapted, random_base, sizes
 from table import print_table, write_json
 
 SHARED, REFOLDED, FACTORED, LORA = "t2", "t2, folding included", "t2, autograd", "PEFT LoRA, rank 16"
 WAYS = (SHARED, REFOLDED, FACTORED, LORA)
+GROWN_WAYS = (SHARED, REFOLDED, LORA)
+DEFAULT = "smollm2-135m"
+
+Runs = dict[str, list[dict[str, Any]]]  # way -> what each process said
 
 
 def loss_of(model: Any, ids: Any) -> Any:
@@ -31,15 +40,18 @@ def loss_of(model: Any, ids: Any) -> Any:
     return -token_logp(logits[:, :-1], ids[:, 1:]).mean()
 
 
-def run_t2(way: str, ids: Any, rounds: int, base: Any) -> list[float]:
+def run_t2(way: str, ids: Any, rounds: int, base: Any, size: Size | None) -> list[float]:
     """Return seconds per step with z, after one to warm up; in t2's own loop W' is there, from sampling with it."""
     import torch
 
     from t2cli.models.adapted import AdaptedModel
     from t2cli.svf.zvector import ZVectors, unflatten
 
-    adapted = AdaptedModel(base)
-    adapted.prepare(quiet=True)
+    if size is None:
+        adapted = AdaptedModel(base)
+        adapted.prepare(quiet=True)
+    else:
+        adapted = random_adapted(size, base)
     flat = (1 + 0.1 * torch.randn(sum(adapted.ranks.values()))).requires_grad_()
     z = ZVectors({name: vector.detach() for name, vector in unflatten(flat, adapted.ranks).items()})
     seconds = []
@@ -73,7 +85,7 @@ def run_peft(ids: Any, rounds: int, base: Any) -> list[float]:
     return seconds[1:]
 
 
-def alone(way: str, rows: int, length: int, rounds: int) -> None:
+def alone(way: str, rows: int, length: int, rounds: int, size: Size | None) -> None:
     """Run one way in this process and print its numbers as JSON."""
     import resource
 
@@ -82,12 +94,48 @@ def alone(way: str, rows: int, length: int, rounds: int) -> None:
     from t2cli.models.base import load_base
 
     torch.manual_seed(0)
-    base = load_base("smollm2-135m", device="cpu", quiet=True)
-    ids = torch.randint(100, 40_000, (rows, length))
+    base = random_base(size) if size else load_base(DEFAULT, device="cpu", quiet=True)
+    ids = torch.randint(100, min(40_000, base.model.config.vocab_size), (rows, length))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = run_peft(ids, rounds, base) if way == LORA else run_t2(way, ids, rounds, base)
+    seconds = run_peft(ids, rounds, base) if way == LORA else run_t2(way, ids, rounds, base, size)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(json.dumps({"seconds": seconds, "megabytes": grown / 1024}))
+
+
+def measured(ways: Sequence[str], turns: int, sizes: Sequence[object]) -> Runs:
+    """Return what processes of each way, in turn, say they took; `sizes` are their arguments."""
+    found: Runs = {way: [] for way in ways}
+    for _ in range(turns):
+        for way in ways:
+            command = [sys.executable, __file__, *map(str, sizes), "--alone", way]
+            result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+            found[way].append(json.loads(result.stdout.splitlines()[-1]))
+    return found
+
+
+def numbers_of(found: Runs) -> dict[str, Any]:
+    """Return the seconds and the memory of each way."""
+    return {
+        "seconds": {way: [s for run in runs for s in run["seconds"]] for way, runs in found.items()},
+        "megabytes": {way: max(run["megabytes"] for run in runs) for way, runs in found.items()},
+    }
+
+
+def rows_of(model: str, numbers: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table's rows of one model."""
+    seconds, memory = numbers["seconds"], numbers["megabytes"]
+    median = {way: statistics.median(values) for way, values in seconds.items()}
+    return [
+        (
+            f"{model}: {way}",
+            f"{min(seconds[way]):.2f}",
+            f"{median[way]:.2f}",
+            f"{median[way] / median[LORA]:.2f}",
+            f"{memory[way]:.0f}",
+            f"{memory[way] / memory[LORA]:.2f}",
+        )
+        for way in seconds
+    ]
 
 
 def main() -> None:
@@ -97,36 +145,27 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="steps per process")
     parser.add_argument("--turns", type=int, default=2, help="processes per way")
+    parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS, help="of random models")
+    parser.add_argument("--layers", type=int, nargs="*", default=LAYERS, help=f"of random models {FIXED_WIDTH} wide")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", choices=WAYS)
+    parser.add_argument("--random", type=int, nargs=2, metavar=("WIDTH", "LAYERS"), help="with --alone: the model")
     options = parser.parse_args()
     if options.alone:
-        alone(options.alone, options.rows, options.length, options.rounds)
+        size = Size(*options.random) if options.random else None
+        alone(options.alone, options.rows, options.length, options.rounds, size)
         return
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    sizes = ["--rows", str(options.rows), "--length", str(options.length), "--rounds", str(options.rounds)]
-    for _ in range(options.turns):
-        for way in WAYS:
-            command = [sys.executable, __file__, *sizes, "--alone", way]
-            result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-            found[way].append(json.loads(result.stdout.splitlines()[-1]))
-    seconds = {way: [s for run in runs for s in run["seconds"]] for way, runs in found.items()}
-    memory = {way: max(run["megabytes"] for run in runs) for way, runs in found.items()}
-    of = LORA
-    rows = [
-        (
-            way,
-            f"{min(seconds[way]):.2f}",
-            f"{statistics.median(seconds[way]):.2f}",
-            f"{statistics.median(seconds[way]) / statistics.median(seconds[of]):.2f}",
-            f"{memory[way]:.0f}",
-            f"{memory[way] / memory[of]:.2f}",
-        )
-        for way in WAYS
-    ]
+    shape = ["--rows", options.rows, "--length", options.length, "--rounds", options.rounds]
+    found = {DEFAULT: numbers_of(measured(WAYS, options.turns, shape))}
+    for size in sizes(options.widths, options.layers):
+        rows, length = max(1, options.rows // 4), size.shorter(options.length)
+        shape = ["--rows", size.shorter(rows), "--length", length, "--rounds", min(2, options.rounds)]
+        found[str(size)] = numbers_of(measured(GROWN_WAYS, 1, [*shape, "--random", *size]))
+    table = [row for model, numbers in found.items() for row in rows_of(model, numbers)]
     tokens = f"{options.rows} x {options.length} tokens"
-    print_table((tokens, "min s", "median s", "of PEFT's", "MB", "of PEFT's"), rows)
-    write_json(options.json, {"seconds": seconds, "megabytes": memory})
+    print_table((tokens, "min s", "median s", "of PEFT's", "MB", "of PEFT's"), table)
+    grown = {model: numbers for model, numbers in found.items() if model != DEFAULT}
+    write_json(options.json, {**found[DEFAULT], "grown": grown})
 
 
 if __name__ == "__main__":

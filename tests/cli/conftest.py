@@ -36,6 +36,7 @@ from t2cli.registry.manifest import (
 
 if TYPE_CHECKING:
     from t2cli.models.adapted import AdaptedModel
+    from t2cli.models.base import BaseModel
     from t2cli.svf.zvector import ZVectors
 
 ROOT = Path(t2cli.__file__).parents[1]
@@ -104,7 +105,7 @@ def golden() -> Callable[[str, str], None]:
     return check
 
 
-def base(name: str, digit: str) -> BaseRecord:
+def base_record(name: str, digit: str) -> BaseRecord:
     """Return a base whose weights' digest is 64 times `digit`."""
     fingerprint = FingerprintRecord(weights=digit * 64, spectrum={"q_proj": [3.5, 1.25]})
     return BaseRecord(name, "hub:example/model", "main", "LlamaForCausalLM", fingerprint)
@@ -130,7 +131,7 @@ def manifest(name: str) -> ExpertManifest:
         kind="expert",
         category=name,
         description=f"answers questions of {name}",
-        base=base("smollm2-135m", "a"),
+        base=base_record("smollm2-135m", "a"),
         targets=TargetsRecord("all", 1, 2),
         z=ZRecord("z.safetensors", "0" * 64, "linear"),
         created=(datetime.now(UTC) - timedelta(days=3, hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -166,7 +167,7 @@ def registry(tmp_path: Path, make_expert: Callable[..., ExpertEntry]) -> Path:
     code = make_expert(folder, "code", evaluation=(), training=None)
     parents = tuple(ParentRecord(entry.reference, entry.digest, 0.5) for entry in (math, code))
     make_expert(folder, "both", kind="mix", category="reasoning", training=None, parents=parents)
-    make_expert(folder, "math", base=base("qwen3-0.6b", "b"))
+    make_expert(folder, "math", base=base_record("qwen3-0.6b", "b"))
     return folder
 
 
@@ -204,3 +205,31 @@ def chat_options(base_folder: Callable[[str], Path], tmp_path: Path) -> list[str
 def chat_process(chat_options: list[str], chat_experts: dict[str, ExpertEntry]) -> list[str]:
     """Return the command of the same as a process."""
     return [sys.executable, "-m", "t2cli", "chat", *chat_options]
+
+
+@pytest.fixture
+def base(base_folder: Callable[[str], Path]) -> Path:
+    """Return the folder of the tiny base that `put_tiny` makes experts for."""
+    return base_folder("llama")
+
+
+@pytest.fixture
+def put_tiny(
+    tmp_path: Path,
+    load: Callable[[str], BaseModel],
+    publish: Callable[..., ExpertEntry],
+    random_z: Callable[..., ZVectors],
+) -> Callable[..., ExpertEntry]:
+    """Return a function that puts an expert of random z into the registry "experts".
+
+    It is for the tiny base, or says that it is for `variant`; `only` chooses weights by a part of their names.
+    """
+    from t2cli.models.targets import find_targets
+
+    ranks = {target.weight: target.rank for target in find_targets(load("llama").model)}
+
+    def put(name: str, seed: int, *, variant: str = "llama", only: str = "", **fields: Any) -> ExpertEntry:
+        z = random_z({weight: rank for weight, rank in ranks.items() if only in weight}, seed)
+        return publish(tmp_path / "experts", load(variant).identity, name, z, **fields)
+
+    return put

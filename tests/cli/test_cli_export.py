@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from t2cli.models.base import BaseModel, load_base
-from t2cli.models.targets import find_targets
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import ParentRecord
 from t2cli.registry.vectors import read_z
@@ -25,25 +24,12 @@ COMMON = ["schema", "to", "expert", "digest", "base", "fingerprint", "path"]
 
 
 @pytest.fixture
-def base(base_folder: Callable[[str], Path]) -> Path:
-    return base_folder("llama")
-
-
-@pytest.fixture
-def experts(
-    tmp_path: Path,
-    load: Callable[[str], BaseModel],
-    publish: Callable[..., ExpertEntry],
-    random_z: Callable[..., ZVectors],
-) -> dict[str, ExpertEntry]:
+def experts(put_tiny: Callable[..., ExpertEntry]) -> dict[str, ExpertEntry]:
     """Return two experts of the tiny base in a registry, a mix of them, and one of a foreign base."""
-    folder, model = tmp_path / "experts", load("llama")
-    ranks = {target.weight: target.rank for target in find_targets(model.model)}
-    found = {name: publish(folder, model.identity, name, random_z(ranks, seed)) for seed, name in enumerate("ab")}
+    found = {name: put_tiny(name, seed) for seed, name in enumerate("ab")}
     parents = tuple(ParentRecord(entry.reference, entry.digest, 0.5) for entry in found.values())
-    mix = publish(folder, model.identity, "both", random_z(ranks, seed=2), kind="mix", parents=parents)
-    foreign = publish(folder, load("qwen2").identity, "foreign", random_z(ranks, seed=3))
-    return {**found, "both": mix, "foreign": foreign}
+    mix = put_tiny("both", 2, kind="mix", parents=parents)
+    return {**found, "both": mix, "foreign": put_tiny("foreign", 3, variant="qwen2")}
 
 
 @pytest.fixture
@@ -136,24 +122,27 @@ def test_a_bundle_goes_to_another_machine(
 
     there = record_of(imported(tmp_path / "both.t2", "--json"))
     assert (there["schema"], there["from"]) == ("t2.import/1", "bundle")
-    assert [list(expert) for expert in there["experts"]] == [["expert", "digest", "path", "base", "how", "asked"]] * 3
+    assert [list(expert) for expert in there["experts"]] == [["expert", "digest", "path", "base", "new", "asked"]] * 3
     for expert in there["experts"]:
         name = expert["expert"].partition("@")[0]
-        assert (expert["digest"], expert["how"]) == (experts[name].digest, "new")
+        assert (expert["digest"], expert["new"]) == (experts[name].digest, True)
         entry = LocalRegistry([tmp_path / "there"]).find(name)
         assert (str(entry.path), entry.z_bytes()) == (expert["path"], experts[name].z_bytes())
     assert imported(tmp_path / "both.t2").stdout.count("(is here already)") == 3
 
 
-def test_a_version_that_is_taken_is_warned_of(
-    export: Run, imported: Run, publish: Callable[..., ExpertEntry], load: Callable[[str], BaseModel], tmp_path: Path
+def test_a_version_that_is_taken_is_refused(
+    export: Run,
+    imported: Run,
+    refused: Callable[..., None],
+    publish: Callable[..., ExpertEntry],
+    load: Callable[[str], BaseModel],
+    tmp_path: Path,
 ) -> None:
-    publish(tmp_path / "there", load("llama").identity, "a", ZVectors({"w": torch.ones(3)}))
+    mine = publish(tmp_path / "there", load("llama").identity, "a", ZVectors({"w": torch.ones(3)}))
     export("a", "--to", "bundle", tmp_path / "a.t2")
-    result = imported(tmp_path / "a.t2")
-    assert result.exit_code == 0
-    assert result.stdout.startswith("a@2 for llama-")
-    assert result.stderr.startswith("warning: a@1 is, or was, another expert here")
+    refused(imported(tmp_path / "a.t2"), 1, "a@1 here is another expert", "t2 copy")
+    assert LocalRegistry([tmp_path / "there"]).list() == [mine]
 
 
 def test_the_files_of_the_papers_code(

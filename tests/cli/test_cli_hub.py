@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +99,36 @@ def test_publish_list_pull_and_show(
 
     shown = t2("show", "hf://org/experts/math@2", "--json")
     assert json.loads(shown.stdout)["source"] == "hf://org/experts"
+
+
+def at_a_terminal(*arguments: str) -> str:
+    """Return what t2 writes to stderr where that is a terminal."""
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    command = [sys.executable, "-m", "t2cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # Linux's way to say that the other side has closed
+            while chunk := os.read(ours, 4096):
+                seen += chunk
+    os.close(ours)
+    assert process.returncode == 0, seen
+    return seen.decode()
+
+
+def test_a_pull_shows_its_bytes_at_a_terminal_only(
+    t2: T2, hub: Hub, pushed: object, registry: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = LocalRegistry([registry]).find("math@2")
+    total = sum((entry.path / name).stat().st_size for name in ("expert.yaml", "z.safetensors"))
+    hub.slow = 0.2  # so that the bar is drawn again between the files
+    seen = at_a_terminal("pull", NAME)
+    assert re.search(r"pull: +\d+%\|.*\d/" + f"{total / 1000:.2f}k", seen), seen
+    for place, (arguments, watched) in enumerate([(("--quiet",), at_a_terminal), ((), lambda *a: t2(*a).stderr)]):
+        monkeypatch.setenv("T2_REGISTRY", str(tmp_path / f"silent{place}"))
+        assert "pull:" not in watched("pull", NAME, *arguments)
 
 
 def test_offline(t2: T2, hub: Hub, pushed: object, registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:

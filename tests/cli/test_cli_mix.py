@@ -11,37 +11,19 @@ import torch
 
 from t2cli.cli.mix import parse_weights
 from t2cli.errors import UsageError
-from t2cli.models.base import BaseModel
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.vectors import read_z
-from t2cli.svf.zvector import ZVectors
 
 D = "@sha256:"
 
 
 @pytest.fixture
-def base(base_folder: Callable[[str], Path]) -> Path:
-    return base_folder("llama")
-
-
-@pytest.fixture
-def experts(
-    tmp_path: Path,
-    load: Callable[[str], BaseModel],
-    publish: Callable[..., ExpertEntry],
-    random_z: Callable[..., ZVectors],
-) -> dict[str, ExpertEntry]:
+def experts(put_tiny: Callable[..., ExpertEntry]) -> dict[str, ExpertEntry]:
     """Return two experts for the tiny base in a registry, the second of the MLP layers only, and a foreign one."""
-    folder, model = tmp_path / "experts", load("llama")
-    from t2cli.models.targets import find_targets
-
-    ranks = {target.weight: target.rank for target in find_targets(model.model)}
-    mlp = {name: rank for name, rank in ranks.items() if ".mlp." in name}
-    other = load("qwen2").identity
     return {
-        "math": publish(folder, model.identity, "math", random_z(ranks, seed=1)),
-        "story": publish(folder, model.identity, "story", random_z(mlp, seed=2)),
-        "foreign": publish(folder, other, "foreign", random_z(ranks, seed=3)),
+        "math": put_tiny("math", 1),
+        "story": put_tiny("story", 2, only=".mlp."),
+        "foreign": put_tiny("foreign", 3, variant="qwen2"),
     }
 
 

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy
 import pytest
 import safetensors.numpy
+from hub_server import Hub
 
-from t2cli.registry.local import LocalRegistry
+from t2cli.registry import hub_client
+from t2cli.registry.hub_client import HubRepo
+from t2cli.registry.hub_push import Pushed, push
+from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import (
     BaseRecord,
     EvaluationRecord,
@@ -22,6 +26,7 @@ from t2cli.registry.manifest import (
     ZRecord,
 )
 
+NAME = "org/experts"  # on the Hub
 WEIGHTS = "3fa91c02be11" + "0" * 52
 OTHER_WEIGHTS = "b" * 64
 RANKS = {"model.layers.0.mlp.up_proj.weight": 6, "model.layers.0.self_attn.q_proj.weight": 4}
@@ -99,3 +104,39 @@ def other_base() -> BaseRecord:
 @pytest.fixture
 def registry(tmp_path: Path) -> LocalRegistry:
     return LocalRegistry([tmp_path / "registry"])
+
+
+@pytest.fixture
+def logged_in(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log in at the test's Hub, wait for nothing long, and upload by LFS: Xet's servers are not part of a Hub."""
+    from huggingface_hub import _commit_api, constants
+
+    hub.writers["hf_writer"] = True
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    monkeypatch.setenv("T2_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(_commit_api, "is_xet_available", lambda: False)
+    monkeypatch.setattr(hub_client, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def repo(hub: Hub) -> HubRepo:
+    return HubRepo(NAME, endpoint=hub.url)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> LocalRegistry:
+    """Return the registry of somebody else."""
+    return LocalRegistry([tmp_path / "other"])
+
+
+@pytest.fixture
+def entry(registry: LocalRegistry, manifest: ExpertManifest, z: bytes) -> ExpertEntry:
+    return registry.put(manifest, z)
+
+
+@pytest.fixture
+def published(entry: ExpertEntry, repo: HubRepo, registry: LocalRegistry) -> Pushed:
+    return push(entry, repo, registry)
