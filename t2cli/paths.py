@@ -38,6 +38,11 @@ def hub_experts(repo: str) -> Path:
     return cache_dir() / "hub-experts" / repo
 
 
+def hub_data(repo: str) -> Path:
+    """Return where the files of a data set from the Hub are."""
+    return cache_dir() / "hub-data" / repo
+
+
 def runs_dir() -> Path:
     """Return the folder of training runs."""
     return t2_home() / "runs"

@@ -56,6 +56,16 @@ TaskName = Annotated[
         "--task", metavar="TASK", help="What to learn: a built-in task or a YAML file.", autocompletion=task_names
     ),
 ]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Read the task's questions from this file, from the train and test file of a folder, or from"
+        " train=FILE and test=FILE (given twice).",
+        show_default="the task's own source",
+    ),
+]
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE.png", help="Also draw the map into a file (.png, .pdf, .svg)."),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed, TaskName
+from t2cli.cli.options import DEFAULT_BASE, Base, Data, Device, Json, Quiet, RegistryPath, Seed, TaskName
 from t2cli.cli.output import Output
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
@@ -26,20 +27,21 @@ OptionalInt = Optional[int]  # noqa: UP045
 OptionalFloat = Optional[float]  # noqa: UP045
 DEFAULTS = TrainConfig()
 
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")]
+Steps = Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default=str(DEFAULTS.steps))]
+LearningRate = Annotated[
+    OptionalFloat,
+    typer.Option("--learning-rate", min=0.0, help="Step size of AdamW.", show_default=str(DEFAULTS.learning_rate)),
+]
+
 
 def train(
     task: TaskName,
-    name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")
-    ] = "",
+    data: Data = None,
+    name: Name = "",
     preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="A tested set of settings.")] = "t2",
-    steps: Annotated[
-        OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default=str(DEFAULTS.steps))
-    ] = None,
-    learning_rate: Annotated[
-        OptionalFloat,
-        typer.Option("--learning-rate", min=0.0, help="Step size of AdamW.", show_default=str(DEFAULTS.learning_rate)),
-    ] = None,
+    steps: Steps = None,
+    learning_rate: LearningRate = None,
     targets: Annotated[
         Literal["all", "mlp", "attention"], typer.Option("--targets", help="Which linear layers get a z.")
     ] = "all",
@@ -63,36 +65,43 @@ def train(
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
-    known_task, spec, home = _asked(task, name, base, config, quiet)
+    known_task, spec, home = _asked(task, data or [], name, base, config, quiet)
     from t2cli.cli.session import open_model, search_path
     from t2cli.registry.local import LocalRegistry
+    from t2cli.tasks.base import load_task, revisions
     from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import check_examples
 
     folder = run_to_resume(home, spec.expert) if resume else None
     if folder is not None:
         spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
+        known_task = load_task(spec.task, spec.data, revisions=spec.revisions)
     check_examples(known_task, spec.config)  # now, and not after hours of training
+    spec = replace(spec, revisions=revisions(known_task))
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
     again = _resuming(spec, known_task.name, registry)
     entries = LocalRegistry(search_path(registry))
     _report(out, _run(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
 
 
-def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) -> tuple[Task, RunSpec, str]:
+def _asked(
+    task: str, data: list[str], name: str, base: str, config: TrainConfig, quiet: bool
+) -> tuple[Task, RunSpec, str]:
     """Return the task, what a run is asked to do, and the name of the base's folder; raises for names there are not."""
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
     from t2cli.paths import expanded
     from t2cli.registry.reference import check_name
-    from t2cli.tasks.base import load_task, task_names
+    from t2cli.tasks.base import load_spec, load_task, task_names
+    from t2cli.tasks.data_files import parse_data
     from t2cli.training.checkpoint import RunSpec
 
-    known_task = load_task(task)
+    files = parse_data(data, load_spec(task).name)
+    known_task = load_task(task, files)
     check_name(expert := name or known_task.name)
     place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
     identity = identify(locate(base, quiet=quiet), quiet=quiet)
-    return known_task, RunSpec(place, expert, base, identity.weights, config), identity.folder_name
+    return known_task, RunSpec(place, expert, base, identity.weights, config, files), identity.folder_name
 
 
 def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | None], out: Output) -> RunSpec:
@@ -111,6 +120,8 @@ def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | Non
         for name, value in given.items()
         if value is not None and value != getattr(spec.config, name)
     ]
+    if asked.data and asked.data != spec.data:
+        ignored.append("--data")
     if ignored:
         out.warn(f"{' and '.join(ignored)} ignored: a run goes on with the settings it began with")
     return spec

@@ -9,7 +9,7 @@ from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import greedy_in_batches
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
-from t2cli.tasks.base import Example, Task
+from t2cli.tasks.base import Example, Task, up_to
 
 Advance = Callable[[int], None]
 
@@ -44,9 +44,12 @@ def compare(
 ) -> EvaluationRecord:
     """Return the paired evaluation of `z` against the base on `n` examples of `split`, for the manifest.
 
+    Where the task's files hold fewer, on all of them.
+
     The test split shares no question with training or validation, whatever their seeds. `on_done` counts to 2 n.
     """
-    examples = task.examples(split, n, seed)
+    examples = up_to(task, split, n, seed)
+    n = len(examples)
     base = right_answers(adapted, task, examples, None, on_done=on_done)
     expert = right_answers(adapted, task, examples, z, on_done=on_done)
     paired = paired_gain(base, expert)

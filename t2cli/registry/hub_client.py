@@ -21,7 +21,7 @@ from t2cli.models.targets import first_line
 from t2cli.paths import hub_endpoint
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub import DatasetInfo, HfApi, ModelInfo
 
 TRIES = 5
 FIRST_PAUSE = 0.5  # seconds; doubled after each try
@@ -65,14 +65,16 @@ class Snapshot:
 
 
 class HubRepo:
-    """The model repository `name` ("org/repo") on the Hub at `endpoint` (None: HF_ENDPOINT, else the public one).
+    """The repository `name` ("org/repo") on the Hub at `endpoint` (None: HF_ENDPOINT, else the public one).
+
+    `kind` is "model", which alone can be written to, or "dataset".
 
     Every method raises NotFoundError for what does not exist or may not be seen, NetworkError when the Hub cannot be
     reached, fails, or must not be asked (HF_HUB_OFFLINE), and T2Error when it refuses.
     """
 
-    def __init__(self, name: str, *, endpoint: str | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str, *, endpoint: str | None = None, kind: str = "model") -> None:
+        self.name, self.kind = name, kind
         self._endpoint = endpoint or hub_endpoint()
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
@@ -88,8 +90,9 @@ class HubRepo:
         }
         return Snapshot(info.sha, files, bool(info.private))
 
-    def _described(self, revision: str | None) -> ModelInfo:
-        return self._api.model_info(self.name, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    def _described(self, revision: str | None) -> ModelInfo | DatasetInfo:
+        described = self._api.dataset_info if self.kind == "dataset" else self._api.model_info
+        return described(self.name, revision=revision, files_metadata=True, timeout=TIMEOUT)
 
     def read(self, snapshot: Snapshot, path: str, limit: int) -> bytes:
         """Return a file of the snapshot. Nothing is fetched of one larger than `limit` bytes: CorruptArtifactError."""
@@ -152,7 +155,7 @@ class HubRepo:
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-        url = hf_hub_url(self.name, path, revision=commit, endpoint=self._endpoint)
+        url = hf_hub_url(self.name, path, repo_type=self.kind, revision=commit, endpoint=self._endpoint)
         headers = build_hf_headers(library_name="t2", library_version=__version__)
         headers["Accept-Encoding"] = "identity"
         if content:

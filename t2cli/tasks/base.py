@@ -8,7 +8,8 @@ in several ways, so that an expert does not overfit to one.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from t2cli.errors import NotFoundError, T2Error
 from t2cli.lookup import require
 from t2cli.paths import expanded
 from t2cli.tasks.prompts import render
-from t2cli.tasks.sampling import digest, draw
+from t2cli.tasks.sampling import digest, draw, open_source
 from t2cli.tasks.spec import Row, TaskSpec
 from t2cli.tasks.verify import REWARDS
 
@@ -25,11 +26,15 @@ BUILTIN = Path(__file__).parent / "builtin"
 
 @dataclass(frozen=True)
 class Example:
-    """A question and its right answer; `id` names the row it came from and a hash of its text."""
+    """A question and its right answer; `id` names the row it came from and a hash of its text.
+
+    `fields` are those of the record it was read from, for prompts.
+    """
 
     id: str
     question: str
     answer: str
+    fields: Mapping[str, object] = field(default_factory=dict, compare=False)
 
 
 class Task(Protocol):
@@ -70,18 +75,28 @@ class SpecTask:
         self.category = spec.category
         self.description = spec.description
         self.max_new_tokens = spec.max_new_tokens
+        self._source = open_source(spec)
 
-    def examples(self, split: str, n: int, seed: int) -> list[Example]:
+    def origin(self) -> list[dict[str, str]]:
+        """Return which files the questions are from: row, split, name and SHA-256 of each; empty where they are made.
+
+        They are read for it; the errors are those of `examples`.
+        """
+        return self._source.origin()
+
+    def examples(self, split: str, n: int, seed: int, *, fewer: bool = False) -> list[Example]:
         """Return `n` different examples of "train", "validation" or "test", in random order.
 
         The same arguments give the same examples. No question text is in two splits, whatever the
         seeds; within a split, other seeds give samples that may overlap. Raises NotFoundError for
-        an unknown split and T2Error when there are fewer than `n` questions or their source is not
-        installed.
+        an unknown split or a missing file, CorruptArtifactError for a file that is damaged, and T2Error when
+        there are fewer than `n` questions or their source is not installed. With `fewer`, a source whose
+        questions are a fixed set gives those it has.
         """
+        fewer = fewer and self._source.finite
         return [
-            Example(f"{row.name}-{digest(question) >> 192:016x}", question, answer)
-            for row, question, answer in draw(self.spec, split, n, seed)
+            Example(f"{each.row.name}-{digest(each.question) >> 192:016x}", each.question, each.answer, each.fields)
+            for each in draw(self.spec, split, n, seed, self._source, fewer=fewer)
         ]
 
     def messages(self, example: Example) -> list[dict[str, str]]:
@@ -92,7 +107,7 @@ class SpecTask:
         """
         row = self._row(example)
         prompt = row.prompts[digest(f"{example.id}/prompt") % len(row.prompts)]
-        variables = {"question": example.question, **self._extracted(row, example.question)}
+        variables = {**example.fields, "question": example.question, **self._extracted(row, example.question)}
         system = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
         return [*system, {"role": "user", "content": render(prompt, variables)}]
 
@@ -117,17 +132,46 @@ class SpecTask:
         return {name: text for name, text in found.groupdict().items() if text is not None}
 
 
+def up_to(task: Task, split: str, n: int, seed: int) -> list[Example]:
+    """Return `n` examples as `task.examples` does, or all there are where they come from files that hold fewer."""
+    if isinstance(task, SpecTask):
+        return task.examples(split, n, seed, fewer=True)
+    return task.examples(split, n, seed)
+
+
+def origin(task: Task) -> dict[str, object]:
+    """Return what a manifest says of a task's files: {"data": one mapping for each}; {} for a task without."""
+    files = task.origin() if isinstance(task, SpecTask) else []
+    return {"data": files} if files else {}
+
+
+def revisions(task: Task) -> dict[str, str]:
+    """Return the commits of the Hub data sets a task's questions are from: dataset -> commit."""
+    files = task.origin() if isinstance(task, SpecTask) else []
+    return {file["dataset"]: file["revision"] for file in files if "dataset" in file}
+
+
 def task_names() -> list[str]:
     """Return the names of the tasks that come with t2."""
     return sorted(file.stem for file in BUILTIN.glob("*.yaml"))
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, data: Mapping[str, str] | None = None, *, revisions: Mapping[str, str] | None = None) -> Task:
     """Return the task that comes with t2 under `name`, or the one in the YAML file at that path.
 
-    A `name` that ends in .yaml or .yml is a path. Raises NotFoundError with near matches for an unknown
-    name or a missing file, and CorruptArtifactError naming the key that is wrong in a file.
+    A `name` that ends in .yaml or .yml is a path. `data` says where its questions are read from instead
+    (t2cli.tasks.data_files), and `revisions` the commits of data sets on the Hub. Raises NotFoundError with near
+    matches for an unknown name or a missing file, CorruptArtifactError naming the key that is wrong in a file, and
+    UsageError for a task that takes no `data`.
     """
+    from t2cli.tasks.data_files import pinned, with_data
+
+    spec = pinned(load_spec(name), revisions or {})
+    return SpecTask(with_data(spec, data) if data else spec)
+
+
+def load_spec(name: str) -> TaskSpec:
+    """Return what a task's file says, its source not yet opened; `name` and errors are those of `load_task`."""
     if name.endswith((".yaml", ".yml")):
         path = expanded(name)
         if not path.is_file():
@@ -139,4 +183,4 @@ def load_task(name: str) -> Task:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise T2Error(f"the task file {name} could not be read: {error}", hint="check the file") from error
-    return SpecTask(TaskSpec.from_yaml(text, str(path)))
+    return TaskSpec.from_yaml(text, str(path), path.parent)

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,8 @@ class RunSpec:
     base: str  # as given by the user
     weights: str  # digest of the base
     config: TrainConfig
+    data: dict[str, str] = field(default_factory=dict)  # --data: split -> absolute path
+    revisions: dict[str, str] = field(default_factory=dict)  # data sets on the Hub: name -> commit
 
 
 @dataclass
@@ -155,10 +157,13 @@ def _check_types(record: RunSpec | TrainConfig) -> None:
     """Raise TypeError for a field that is not of the type it is declared with; a float may be written as an int."""
     numbers = (int, float)
     allowed: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": numbers, "TrainConfig": TrainConfig}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, bool) or not isinstance(value, allowed[str(field.type)]):
-            raise TypeError(f"{field.name} must not be {value!r:.60}")
+    allowed["dict[str, str]"] = dict
+    for each in fields(record):
+        value = getattr(record, each.name)
+        texts = [*value, *value.values()] if isinstance(value, dict) else []
+        right = isinstance(value, allowed[str(each.type)]) and all(isinstance(text, str) for text in texts)
+        if isinstance(value, bool) or not right:
+            raise TypeError(f"{each.name} must not be {value!r:.60}")
         if isinstance(value, TrainConfig):
             _check_types(value)
 

@@ -34,7 +34,7 @@ from t2cli.registry.manifest import (
 from t2cli.registry.vectors import z_to_bytes
 from t2cli.svf.fingerprint import spectrum_sketch
 from t2cli.svf.zvector import ZVectors, unflatten
-from t2cli.tasks.base import Example, Task
+from t2cli.tasks.base import Example, Task, origin, up_to
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
 from t2cli.training.rollouts import collect
@@ -66,8 +66,8 @@ class TrainingRun:
         self.folder = folder
         self.listener = listener
         self.trainer = Trainer(adapted, spec.config)
-        self.validation: Sequence[Example] = task.examples(
-            "validation", spec.config.validation_examples, spec.config.seed
+        self.validation: Sequence[Example] = up_to(
+            task, "validation", spec.config.validation_examples, spec.config.seed
         )
 
     def run(self, registry: LocalRegistry) -> Trained:
@@ -164,7 +164,7 @@ class TrainingRun:
     def _publish(self, state: RunState, registry: LocalRegistry) -> Trained:
         best = unflatten(state.tensors["best"].cpu(), self.trainer.ranks)
         z = ZVectors(best)
-        n = self.config.evaluation_examples
+        n = len(up_to(self.task, "test", self.config.evaluation_examples, EVALUATION_SEED))
         self.listener.stage(f"evaluate on {n} test examples", 2 * n)
         evaluation = compare(self.adapted, self.task, z, n=n, seed=EVALUATION_SEED, on_done=self.listener.advance)
         self.listener.stage("", 0)
@@ -205,7 +205,7 @@ class TrainingRun:
             training=TrainingRecord(
                 task=task.name,
                 preset=config.preset,
-                config={**settings, "best_step": state.best_step},
+                config={**settings, "best_step": state.best_step, **origin(task)},
                 seed=config.seed,
                 steps=state.step,
                 seconds=round(state.seconds, 1),
@@ -221,11 +221,13 @@ class TrainingRun:
 def check_examples(task: Task, config: TrainConfig) -> None:
     """Raise T2Error if the task has fewer questions than a run with `config` will ask for, or lacks their source.
 
-    A run that ends for that after its last step would have been for nothing.
+    A run that ends for that after its last step would have been for nothing. Where questions come from files,
+    fewer will do for validation and test: all there are.
     """
-    task.examples("train", max(config.prompts_per_step, SHOWN_FROM), config.seed)
-    task.examples("validation", config.validation_examples, config.seed)
-    task.examples("test", config.evaluation_examples, EVALUATION_SEED)
+    task.examples("train", config.prompts_per_step, config.seed)
+    up_to(task, "train", SHOWN_FROM, config.seed)
+    up_to(task, "validation", config.validation_examples, config.seed)
+    up_to(task, "test", config.evaluation_examples, EVALUATION_SEED)
 
 
 def showcase(task: Task, seed: int) -> tuple[str, ...]:
@@ -234,7 +236,7 @@ def showcase(task: Task, seed: int) -> tuple[str, ...]:
     They come from the training split: what is shown is never part of an evaluation.
     """
     by_row: dict[str, list[str]] = {}
-    for example in task.examples("train", SHOWN_FROM, seed):
+    for example in up_to(task, "train", SHOWN_FROM, seed):
         question = " ".join(task.messages(example)[-1]["content"].split())
         by_row.setdefault(example.id.rpartition("-")[0], []).append(question)
     rows = [sorted(questions, key=len) for questions in by_row.values()]
