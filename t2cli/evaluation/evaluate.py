@@ -9,7 +9,7 @@ from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import greedy_in_batches
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
-from t2cli.tasks.base import Example, Task, up_to
+from t2cli.tasks.base import Example, Task, rewards, up_to
 
 Advance = Callable[[int], None]
 
@@ -29,7 +29,7 @@ def right_answers(
     with adapted.reference() if z is None else adapted.use_z(z):
         completions = greedy_in_batches(adapted, prompts, ROOM * task.max_new_tokens, on_done=on_done)
     texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
-    return [task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)]
+    return [reward > 0 for reward in rewards(task, examples, texts)]
 
 
 def compare(

@@ -8,10 +8,10 @@ in several ways, so that an expert does not overfit to one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.lookup import require
@@ -66,11 +66,23 @@ class Task(Protocol):
         """Return 1.0 for a right completion and -1.0 for a wrong one."""
 
 
-class SpecTask:
-    """A task described by a YAML file (t2cli.tasks.spec)."""
+@runtime_checkable
+class BatchTask(Task, Protocol):
+    """A task that judges many completions in less time than one by one."""
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the reward of each completion, for the example at its place."""
+
+
+class SpecTask:
+    """A task described by a YAML file (t2cli.tasks.spec).
+
+    `unsafe_code`: judge model-written code without a sandbox, where the task has unit tests.
+    """
+
+    def __init__(self, spec: TaskSpec, *, unsafe_code: bool = False) -> None:
         self.spec = spec
+        self.unsafe_code = unsafe_code
         self.name = spec.name
         self.category = spec.category
         self.description = spec.description
@@ -113,10 +125,30 @@ class SpecTask:
 
     def reward(self, example: Example, completion: str) -> float:
         """Return 1.0 for a right completion and -1.0 for a wrong one (t2cli.tasks.verify)."""
-        answer = self._row(example).answer
-        judge = REWARDS[answer.kind]
-        right = judge(example.answer, completion, answer.offered(example.question))
-        return 1.0 if right else -1.0
+        return self.rewards([example], [completion])[0]
+
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the reward of each completion; those with unit tests are judged several at a time."""
+        pairs = list(zip(examples, completions, strict=True))
+        coded = [i for i, (example, _) in enumerate(pairs) if self._row(example).answer.kind == "tests"]
+        right = dict(zip(coded, self._passed([pairs[i] for i in coded]), strict=True)) if coded else {}
+        for i, (example, completion) in enumerate(pairs):
+            answer = self._row(example).answer
+            if i not in right:
+                right[i] = REWARDS[answer.kind](example.answer, completion, answer.offered(example.question))
+        return [1.0 if right[i] else -1.0 for i in range(len(pairs))]
+
+    @property
+    def runs_code(self) -> bool:
+        """Tell whether completions are run to judge them."""
+        return any(row.answer.kind == "tests" for row in self.spec.mixture)
+
+    def _passed(self, pairs: Sequence[tuple[Example, str]]) -> list[bool]:
+        from t2cli.tasks.unit_tests import judge
+
+        answers = [example.answer for example, _ in pairs]
+        outcomes = judge(answers, [completion for _, completion in pairs], unsafe=self.unsafe_code)
+        return [outcome.passed for outcome in outcomes]
 
     def _row(self, example: Example) -> Row:
         return self.spec.row(example.id.rpartition("-")[0])
@@ -130,6 +162,23 @@ class SpecTask:
                 hint="correct the regular expression in the task file",
             )
         return {name: text for name, text in found.groupdict().items() if text is not None}
+
+
+def rewards(task: Task, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+    """Return the reward of each completion, all at once where the task can."""
+    if isinstance(task, BatchTask):
+        return task.rewards(examples, completions)
+    return [task.reward(example, text) for example, text in zip(examples, completions, strict=True)]
+
+
+def require_judge(task: Task) -> bool:
+    """Tell whether the task runs model-written code; raises T2Error if so and there is no sandbox for it here."""
+    if not isinstance(task, SpecTask) or not task.runs_code:
+        return False
+    from t2cli.tasks.sandbox import require_sandbox
+
+    require_sandbox(unsafe=task.unsafe_code)
+    return True
 
 
 def up_to(task: Task, split: str, n: int, seed: int) -> list[Example]:
@@ -156,18 +205,24 @@ def task_names() -> list[str]:
     return sorted(file.stem for file in BUILTIN.glob("*.yaml"))
 
 
-def load_task(name: str, data: Mapping[str, str] | None = None, *, revisions: Mapping[str, str] | None = None) -> Task:
+def load_task(
+    name: str,
+    data: Mapping[str, str] | None = None,
+    *,
+    revisions: Mapping[str, str] | None = None,
+    unsafe_code: bool = False,
+) -> Task:
     """Return the task that comes with t2 under `name`, or the one in the YAML file at that path.
 
     A `name` that ends in .yaml or .yml is a path. `data` says where its questions are read from instead
-    (t2cli.tasks.data_files), and `revisions` the commits of data sets on the Hub. Raises NotFoundError with near
-    matches for an unknown name or a missing file, CorruptArtifactError naming the key that is wrong in a file, and
-    UsageError for a task that takes no `data`.
+    (t2cli.tasks.data_files), and `revisions` the commits of data sets on the Hub. `unsafe_code` has model-written
+    code judged without a sandbox. Raises NotFoundError with near matches for an unknown name or a missing file,
+    CorruptArtifactError naming the key that is wrong in a file, and UsageError for a task that takes no `data`.
     """
     from t2cli.tasks.data_files import pinned, with_data
 
     spec = pinned(load_spec(name), revisions or {})
-    return SpecTask(with_data(spec, data) if data else spec)
+    return SpecTask(with_data(spec, data) if data else spec, unsafe_code=unsafe_code)
 
 
 def load_spec(name: str) -> TaskSpec:

@@ -19,6 +19,7 @@ from t2cli.files import sha256_of
 from t2cli.tasks.jsonl import Located, Record, read_records
 from t2cli.tasks.prompts import fill
 from t2cli.tasks.sampling import SPLITS, Item, digest, split_of, words_digest
+from t2cli.tasks.unit_tests import suite_problem
 from t2cli.tasks.verify import extract_number
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def answer_problem(kind: str, answer: str) -> str:
         return f"the answer {answer!r:.60} is no letter from A to E and no number from 1 to 5"
     if kind == "yesno" and answer.casefold() not in ("yes", "no"):
         return f"the answer {answer!r:.60} is neither yes nor no"
-    return ""
+    return suite_problem(answer) if kind == "tests" else ""
 
 
 def _drop_tested(tables: list[_Table]) -> None:

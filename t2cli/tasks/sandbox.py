@@ -2,9 +2,9 @@
 
 With bubblewrap a program has namespaces of its own: no network, no processes but itself, and of the file system only
 the Python interpreter, system libraries (read-only) and an empty /tmp of limited size; no environment, no /proc, no
-capabilities, no system calls that would make processes or memory that no limit counts (t2cli.tasks.seccomp). It cannot
-write anywhere else and everything in its namespaces dies with it. Its CPU time, memory, files and threads are limited by
-the kernel, its wall-clock time and the length of its lines by this module.
+capabilities, no system calls that would make processes, or memory that no limit counts (t2cli.tasks.seccomp). It
+cannot write anywhere else, and everything in its namespaces dies with it. Its CPU time, memory, files and threads
+are limited by the kernel, its wall-clock time and the length of its lines by this module.
 
 What this does not protect from: a hole in the kernel itself, and on machines that t2cli.tasks.seccomp does not know,
 memory that is counted by no limit. Without bubblewrap (`unsafe`) there are only the limits: such a program can read
@@ -72,7 +72,8 @@ def require_sandbox(*, unsafe: bool = False) -> None:
     """Raise T2Error unless model-written code can be run here; `unsafe` asks for no more than limits."""
     if os.name != "posix":
         raise T2Error(
-            "model-written code cannot be run on this system: its limits need POSIX", hint="use Linux, or WSL on Windows"
+            "model-written code cannot be run on this system: its limits need POSIX",
+            hint="use Linux, or WSL on Windows",
         )
     if not unsafe and (reason := _trial()):
         raise T2Error(f"model-written code is only run in a sandbox: {reason}", hint=_hint(reason))

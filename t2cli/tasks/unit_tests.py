@@ -74,8 +74,18 @@ class Suite:
             return cls(**texts)
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptArtifactError(
-                f"unit tests cannot be read: {error}", hint="give Python, or JSON with tests, setup, entry, prefix and reference"
+                f"unit tests cannot be read: {error}",
+                hint="give Python, or JSON with tests, setup, entry, prefix and reference",
             ) from error
+
+
+def suite_problem(answer: str) -> str:
+    """Return what keeps `answer` from being a suite; "" for nothing."""
+    try:
+        suite = Suite.parse(answer)
+    except CorruptArtifactError as error:
+        return error.message
+    return "" if suite.tests.strip() else "the answer holds no unit tests"
 
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
@@ -179,7 +189,11 @@ class Bench:
         self.unsafe = unsafe
         # Tests are slow only by what they call, and serve many candidates: the time of each is bounded by `renew`.
         self._judge_limits = replace(
-            limits, cpu_seconds=1 << 20, memory=2 * limits.memory, line=4 * MEBIBYTE, wall_seconds=limits.wall_seconds + 5
+            limits,
+            cpu_seconds=1 << 20,
+            memory=2 * limits.memory,
+            line=4 * MEBIBYTE,
+            wall_seconds=limits.wall_seconds + 5,
         )
         self._judge: Program | None = None
 

@@ -13,7 +13,8 @@ their tag; what is no plain value travels as its truth alone.
 import os
 import resource
 import sys
-from _json import encode_basestring_ascii as quoted  # the module json takes longer to import than Python to start
+from _collections_abc import Iterable, Iterator
+from _json import encode_basestring_ascii as quoted  # importing the module json takes longer than starting Python
 
 MOST_ITEMS = 100_000  # of a generator
 
@@ -25,34 +26,43 @@ def encode(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return int.__repr__(value) if -(1 << 63) < value < 1 << 63 else '{"i":"%s"}' % hex(int(value))
+        return int.__repr__(value) if -(1 << 63) < value < 1 << 63 else tagged("i", quoted(hex(int(value))))
     if isinstance(value, float):
         text = float.__repr__(value)
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(text, text)
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, list):
-        return "[%s]" % ",".join(map(encode, value))
+        return array(value)
     return encode_tagged(value)
+
+
+def array(values: Iterable[object]) -> str:
+    """Return a JSON array."""
+    return f"[{','.join(map(encode, values))}]"
+
+
+def tagged(tag: str, body: str) -> str:
+    """Return a JSON object with one key."""
+    return f'{{"{tag}":{body}}}'
 
 
 def encode_tagged(value: object) -> str:
     """Return what JSON has no form for, as an object with one key."""
     for kind, tag in ((tuple, "t"), (set, "s"), (frozenset, "z")):
         if isinstance(value, kind):
-            return '{"%s":[%s]}' % (tag, ",".join(map(encode, value)))
+            return tagged(tag, array(value))
     if isinstance(value, dict):
-        return '{"d":[%s]}' % ",".join(f"[{encode(key)},{encode(each)}]" for key, each in value.items())
+        return tagged("d", array([list(pair) for pair in value.items()]))
     if isinstance(value, complex):
-        return '{"c":[%s,%s]}' % (encode(value.real), encode(value.imag))
+        return tagged("c", array([value.real, value.imag]))
     if isinstance(value, bytes | bytearray):
-        return '{"b":"%s"}' % value.hex()
+        return tagged("b", quoted(value.hex()))
     if isinstance(value, range):
-        return '{"r":[%s]}' % ",".join(map(encode, (value.start, value.stop, value.step)))
-    if hasattr(type(value), "__next__"):
-        items = [encode(item) for item, _ in zip(value, range(MOST_ITEMS), strict=False)]  # type: ignore[call-overload]
-        return '{"n":[%s]}' % ",".join(items)
-    return '{"o":%s}' % ("true" if value else "false")
+        return tagged("r", array([value.start, value.stop, value.step]))
+    if isinstance(value, Iterator):
+        return tagged("n", array(each for each, _ in zip(value, range(MOST_ITEMS), strict=False)))
+    return tagged("o", "true" if value else "false")
 
 
 def main() -> None:

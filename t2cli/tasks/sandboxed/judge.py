@@ -4,9 +4,9 @@ The candidate's code never enters this process. A function under test is a stub:
 arguments to standard output and reads what was returned, as JSON, from standard input; values are rebuilt from
 builtin types alone, so that no object of the candidate's takes part in a comparison.
 
-Arguments are limits as NAME=VALUE. Every line of standard input is a job, {"setup", "tests", "entry",
-"reference"}; it is answered by any number of lines `c` and a call, each of which gets a reply, and one line `p` (passed) or `f` (failed)
-and why.
+Arguments are limits as NAME=VALUE. Every line of standard input is a job, {"setup", "tests", "entry", "reference"};
+it is answered by any number of lines `c` and a call, each of which gets a reply, and one line `p` (passed) or `f`
+(failed) and why.
 """
 
 import ast
@@ -22,9 +22,10 @@ from typing import BinaryIO
 # What tests may expect a candidate to raise. Never StopIteration: raised out of a stub it would silently end
 # `all(map(f, cases))` before the first case.
 RAISED = (
-    "ArithmeticError AssertionError AttributeError IndexError KeyError LookupError NameError NotImplementedError "
-    "OverflowError RecursionError RuntimeError TypeError UnicodeError ValueError ZeroDivisionError"
-).split()
+    *("ArithmeticError", "AssertionError", "AttributeError", "IndexError", "KeyError", "LookupError", "NameError"),
+    *("NotImplementedError", "OverflowError", "RecursionError", "RuntimeError", "TypeError", "UnicodeError"),
+    *("ValueError", "ZeroDivisionError"),
+)
 
 
 class CandidateError(Exception):
@@ -108,7 +109,7 @@ class Candidate:
         def call(*args: object, **kwargs: object) -> object:
             check_plain((args, kwargs))
             self.calls += 1
-            self.say(f"c{ascii((name, args, kwargs))}")
+            self.say(f"c{(name, args, kwargs)!a}")
             reply = self.incoming.readline()
             try:
                 data = json.loads(reply[1:])
@@ -127,9 +128,7 @@ def names_under_test(job: dict[str, str], tree: ast.Module, known: set[str]) -> 
     """Return the names of the functions that the candidate has to define."""
     if job["entry"]:
         return {job["entry"]}
-    called = {
-        node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     if job["reference"]:  # it may be named like a builtin: a task of MBPP wants a function `sum`
         return called & defined(ast.parse(job["reference"]))
     return called - defined(tree) - known - set(dir(builtins))
