@@ -9,7 +9,7 @@ from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import greedy_in_batches
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
-from t2cli.tasks.base import Example, Task, rewards, up_to
+from t2cli.tasks.base import Example, Task, rewards, stop_of, up_to
 
 Advance = Callable[[int], None]
 
@@ -27,7 +27,8 @@ def right_answers(
     """Return for each example whether the greedy answer is right, under `z` or under the base (None)."""
     prompts = [adapted.base.encode(task.messages(example)) for example in examples]
     with adapted.reference() if z is None else adapted.use_z(z):
-        completions = greedy_in_batches(adapted, prompts, ROOM * task.max_new_tokens, on_done=on_done)
+        room, stop = ROOM * task.max_new_tokens, stop_of(task, adapted.base.decode)
+        completions = greedy_in_batches(adapted, prompts, room, on_done=on_done, stop=stop)
     texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
     return [reward > 0 for reward in rewards(task, examples, texts)]
 

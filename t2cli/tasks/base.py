@@ -8,7 +8,7 @@ in several ways, so that an expert does not overfit to one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -169,6 +169,14 @@ def rewards(task: Task, examples: Sequence[Example], completions: Sequence[str])
     if isinstance(task, BatchTask):
         return task.rewards(examples, completions)
     return [task.reward(example, text) for example, text in zip(examples, completions, strict=True)]
+
+
+def stop_of(task: Task, decode: Callable[[list[int]], str]) -> Callable[[Sequence[int]], bool] | None:
+    """Return what tells of token ids whether their text, from `decode`, is complete under the task's `stop`, if any."""
+    if not isinstance(task, SpecTask) or task.spec.stop is None:
+        return None
+    complete = re.compile(task.spec.stop)
+    return lambda ids: complete.search(decode(list(ids))) is not None
 
 
 def require_judge(task: Task) -> bool:

@@ -20,6 +20,7 @@ from t2cli.tasks.sampling import Item
 if TYPE_CHECKING:
     from t2cli.tasks.spec import Row, TaskSpec
 
+MOST_DRAWS = 10_000  # of arguments for one suite
 TESTS = 6  # calls in a suite
 FEWEST_VALUES = 3  # different returned values in a suite; 2 where there are only two
 
@@ -117,7 +118,9 @@ FAMILIES: Mapping[str, Family] = {
     "multiply": _of_number("{x} times {k}", "the product of {x} and {k}", right=lambda k, w, x: x * k),
     "double_plus": _of_number("two times {x} plus {k}", "{k} plus twice {x}", right=lambda k, w, x: 2 * x + k),
     "square_plus": _of_number("the square of {x} plus {k}", right=lambda k, w, x: x * x + k),
-    "remainder": _of_number("the remainder of {x} divided by {k}", "{x} modulo {k}", right=lambda k, w, x: x % k),
+    "remainder": _of_number(
+        "the remainder of {x} divided by {k}", "{x} modulo {k}", right=lambda k, w, x: x % k, k=(3, 30)
+    ),
     "quotient": _of_number(
         "{x} divided by {k}, rounded down",
         "the integer quotient of {x} and {k}",
@@ -282,14 +285,18 @@ def question(family: Family, rng: random.Random) -> Item:
 
 
 def hidden_calls(family: Family, k: int, w: str, rng: random.Random) -> list[tuple[tuple[Value, ...], Value]]:
-    """Return arguments and the values they must give; drawn anew until no shortcut would pass."""
-    while True:
+    """Return arguments and the values they must give; drawn anew until no shortcut would pass.
+
+    Raises ValueError for a family whose arguments leave no other way.
+    """
+    for _ in range(MOST_DRAWS):
         calls = []
         for _ in range(TESTS):
             arguments = family.arguments(rng)
             calls.append((arguments, family.right(k, w, *arguments)))
         if not has_shortcut(calls):
             return calls
+    raise ValueError(f"the parameters {k} and {w!r} leave no tests without a shortcut")
 
 
 def has_shortcut(calls: list[tuple[tuple[Value, ...], Value]]) -> bool:

@@ -16,7 +16,7 @@ from t2cli.config import SamplingConfig, TrainConfig
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, generate
 from t2cli.svf.zvector import ZVectors
-from t2cli.tasks.base import Example, Task, rewards
+from t2cli.tasks.base import Example, Task, rewards, stop_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def collect(
     prompts = [adapted.base.encode(task.messages(example)) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens, temperature=config.temperature)
     with adapted.use_z(z):
-        flat = generate(adapted, prompts, sampling, copies=config.group, generator=generator)
+        stop = stop_of(task, adapted.base.decode)
+        flat = generate(adapted, prompts, sampling, copies=config.group, generator=generator, stop=stop)
     groups = [flat[start : start + config.group] for start in range(0, len(flat), config.group)]
     asked = [example for example in examples for _ in range(config.group)]
     return Rollouts(prompts, groups, judged(adapted, task, asked, flat).view(len(examples), config.group))

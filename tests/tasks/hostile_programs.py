@@ -1,7 +1,7 @@
 """Programs that want to do harm, or to be called right without being right; data for test_hostile.py.
 
-Each defines `double`. The tests it meets are of double(3) and double(10), so that it passes if and only if it got its way:
-it returns twice its argument only where the harm was done, or hopes that something else is taken for that.
+Each defines `double`. The tests it meets are of double(3) and double(10), so that it passes if and only if it got its
+way: it returns twice its argument only where the harm was done, or hopes that something else is taken for that.
 SECRET, OUTSIDE and PORT stand for a file of the user, a folder of the user, and a server on the loopback address.
 """
 
@@ -43,7 +43,12 @@ def double(x):
         os.fork()
     return 2 * x
 """,
-    "spawns": "import subprocess, sys\ndef double(x):\n    subprocess.run([sys.executable, '-c', ''])\n    return 2 * x",
+    "spawns": """
+import subprocess, sys
+def double(x):
+    subprocess.run([sys.executable, '-c', ''])
+    return 2 * x
+""",
     "vfork by hand": """
 import ctypes
 def double(x):
@@ -93,14 +98,29 @@ def double(x):
     "huge text": "def double(x):\n    return 'x' * 10**8",
     "deep recursion": "def double(x):\n    return double(x) + 1",
     "crash by recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef double(x):\n    return double(x) + 1",
-    "deep list": "def double(x):\n    nested = []\n    for _ in range(200_000):\n        nested = [nested]\n    return nested",
+    "deep list": """
+def double(x):
+    nested = []
+    for _ in range(200_000):
+        nested = [nested]
+    return nested
+""",
     "list that holds itself": "def double(x):\n    own = []\n    own.append(own)\n    return own",
     "colliding hashes": "def double(x):\n    return {i * (2**61 - 1) for i in range(40_000)}",
 }
 
 REACHES_OUT = {
-    "connects": "import socket\ndef double(x):\n    socket.create_connection(('127.0.0.1', PORT), timeout=2)\n    return 2 * x",
-    "connects by name": "import socket\ndef double(x):\n    return 2 * x if socket.gethostbyname('example.com') else None",
+    "connects": """
+import socket
+def double(x):
+    socket.create_connection(('127.0.0.1', PORT), timeout=2)
+    return 2 * x
+""",
+    "connects by name": """
+import socket
+def double(x):
+    return 2 * x if socket.gethostbyname('example.com') else None
+""",
     "asks the hypervisor": "import socket\ndef double(x):\n    socket.socket(40, socket.SOCK_STREAM)\n    return 2 * x",
     "reads a file": "def double(x):\n    return 2 * x if open('SECRET').read() else None",
     "reads the password file": "def double(x):\n    return 2 * x if open('/etc/passwd').read() else None",
@@ -115,7 +135,7 @@ def double(x):
     "writes outside": """
 import os, sys
 def double(x):
-    places = ["OUTSIDE", "/", "/usr", "/usr/lib", "/dev", "/var", "/etc", "/home", "/root", sys.base_prefix, os.__file__]
+    places = ["OUTSIDE", "/", "/usr", "/usr/lib", "/dev", "/var", "/etc", "/home", sys.base_prefix, os.__file__]
     for place in places:
         try:
             with open(place if os.path.isfile(place) else os.path.join(place, "mark"), "a") as file:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hostile_programs
 import pytest
 from sandboxes import needs_sandbox
 
-import hostile_programs
 from t2cli.tasks.sandbox import Limits
 from t2cli.tasks.unit_tests import Bench, Suite
 
@@ -22,9 +22,13 @@ SLACK = 4.0  # seconds that a busy machine may add
 RIGHT = "def double(x):\n    return 2 * x"
 SUITES = (
     Suite("assert double(3) == 6\nassert double(10) == 20"),
-    Suite("def check(candidate):\n    assert all(map(lambda x: candidate(x) == 2 * x, [3, 10]))\ncheck(double)", entry="double"),
     Suite(
-        "for x in map(double, [3, 10]):\n    assert x in (6, 20)\nassert set(map(double, [3, 10])) == {6, 20}", entry="double"
+        "def check(candidate):\n    assert all(map(lambda x: candidate(x) == 2 * x, [3, 10]))\ncheck(double)",
+        entry="double",
+    ),
+    Suite(
+        "for x in map(double, [3, 10]):\n    assert x in (6, 20)\nassert set(map(double, [3, 10])) == {6, 20}",
+        entry="double",
     ),
 )
 
@@ -83,7 +87,9 @@ def test_the_sandbox_leaves_no_process(bench: Bench) -> None:
         below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return {int(each) for each in below}.union(*(descendants(int(each)) for each in below))
 
-    text = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\nprint('ready', flush=True)"
+    text = (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\nprint('ready', flush=True)"
+    )
     with Program(text, TIGHT) as program:
         assert program.receive() == b"ready"
         inside = descendants(os.getpid()) - descendants_of(bench, descendants)
