@@ -76,10 +76,6 @@ def _text(rng: random.Random) -> tuple[Value, ...]:
     return (" ".join(rng.sample(WORDS, rng.randint(1, 3))),)
 
 
-def _word(rng: random.Random) -> tuple[Value, ...]:
-    return (rng.choice(WORDS),)
-
-
 def _words(rng: random.Random) -> tuple[Value, ...]:
     return (rng.sample(WORDS, rng.randint(2, 5)),)
 
@@ -111,9 +107,10 @@ def _of_text(
 _LETTERS = tuple("aeinorst")
 _JOINTS = ("-", "_", "/", "+", ", ", " ")
 
+# Chosen by what the default base does with them: what it gets right nearly always ("x > 3", "the length of") leaves
+# nothing to learn and was left out.
 FAMILIES: Mapping[str, Family] = {
     "add": _of_number("{x} plus {k}", "the sum of {x} and {k}", right=lambda k, w, x: x + k),
-    "subtract": _of_number("{x} minus {k}", "{k} less than {x}", right=lambda k, w, x: x - k),
     "subtract_from": _of_number("{k} minus {x}", right=lambda k, w, x: k - x),
     "multiply": _of_number("{x} times {k}", "the product of {x} and {k}", right=lambda k, w, x: x * k),
     "double_plus": _of_number("two times {x} plus {k}", "{k} plus twice {x}", right=lambda k, w, x: 2 * x + k),
@@ -127,15 +124,6 @@ FAMILIES: Mapping[str, Family] = {
         right=lambda k, w, x: x // k,
         k=(2, 9),
     ),
-    "divisible": _of_number(
-        "whether {x} is divisible by {k}",
-        "True if {x} is a multiple of {k}",
-        right=lambda k, w, x: x % k == 0,
-        k=(2, 9),
-    ),
-    "above": _of_number(
-        "whether {x} is greater than {k}", "True if {x} is larger than {k}", right=lambda k, w, x: x > k
-    ),
     "at_least": _of_number("the larger of {x} and {k}", right=lambda k, w, x: max(x, k)),
     "distance": _of_number("the absolute difference of {x} and {k}", right=lambda k, w, x: abs(x - k)),
     "cube": _of_number("the cube of {x} minus {k}", right=lambda k, w, x: x**3 - k),
@@ -144,7 +132,6 @@ FAMILIES: Mapping[str, Family] = {
     "sum_two": _of_two("the sum of {x} and {y} plus {k}", "{x} plus {y} plus {k}", right=lambda k, w, x, y: x + y + k),
     "weighted": _of_two("{x} plus {k} times {y}", right=lambda k, w, x, y: x + k * y),
     "product_two": _of_two("the product of {x} and {y}, minus {k}", right=lambda k, w, x, y: x * y - k),
-    "difference": _of_two("{x} minus {y}", "the difference {x} - {y}", right=lambda k, w, x, y: x - y),
     "squares_two": _of_two("the sum of the squares of {x} and {y}", right=lambda k, w, x, y: x * x + y * y),
     "total": _of_list(
         "the sum of the list {x}", "the total of all numbers in the list {x}", right=lambda k, w, x: sum(x)
@@ -162,9 +149,6 @@ FAMILIES: Mapping[str, Family] = {
     "at": _of_list("the element of the list {x} at index {k}", right=lambda k, w, x: x[k], k=(0, 4)),
     "head": _of_list("the first {k} elements of the list {x}", right=lambda k, w, x: x[:k], k=(2, 4)),
     "tail": _of_list("the last {k} elements of the list {x}", right=lambda k, w, x: x[-k:], k=(2, 4)),
-    "length": _of_list(
-        "the length of the list {x}", "the number of elements in the list {x}", right=lambda k, w, x: len(x)
-    ),
     "reverse_list": _of_list("the list {x} reversed", "the list {x} in reverse order", right=lambda k, w, x: x[::-1]),
     "sort": _of_list("the list {x} sorted", "the list {x} in ascending order", right=lambda k, w, x: sorted(x)),
     "sort_down": _of_list("the list {x} sorted in descending order", right=lambda k, w, x: sorted(x, reverse=True)),
@@ -201,22 +185,7 @@ FAMILIES: Mapping[str, Family] = {
         arguments=_dense,
     ),
     "repeat": _of_text("{x} repeated {k} times", "the string {x} repeated {k} times", right=lambda k, w, x: x * k),
-    "upper": _of_text("{x} in upper case", "the string {x} in uppercase", right=lambda k, w, x: x.upper()),
     "reverse_text": _of_text("the string {x} reversed", "the string {x} backwards", right=lambda k, w, x: x[::-1]),
-    "starts": _of_text(
-        "whether the string {x} starts with '{w}'",
-        "True if the string {x} starts with '{w}'",
-        right=lambda k, w, x: x.startswith(w),
-        words=tuple("bcglmpstw"),
-        arguments=_word,
-    ),
-    "ends": _of_text(
-        "whether the string {x} ends with '{w}'",
-        "True if the string {x} ends with '{w}'",
-        right=lambda k, w, x: x.endswith(w),
-        words=tuple("erntyw"),
-        arguments=_word,
-    ),
     "count_letter": _of_text(
         "how often '{w}' occurs in the string {x}",
         "the number of '{w}' in the string {x}",

@@ -56,7 +56,7 @@ def test_no_shortcut_passes_hidden_tests(questions: dict[str, Item]) -> None:
     pairs = []
     for item in questions.values():
         name, _ = signature(item)
-        bodies = [*SHORTCUTS, f"{list(table(item).values())[0]!r}"]
+        bodies = [*SHORTCUTS, repr(next(iter(table(item).values())))]
         pairs += [(item.answer, f"def {name}(*x):\n    return {body}") for body in bodies]
     outcomes = judge([answer for answer, _ in pairs], [code for _, code in pairs])
     assert [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome.passed] == []
@@ -80,13 +80,13 @@ def test_families_are_told_apart_by_their_tests(questions: dict[str, Item]) -> N
         "length": "len(x)",
         "sort": "sorted(x)",
         "upper": "x.upper()",
-        "reverse_list": "x[::-1]",
+        "reverse_list": "list(reversed(x))",
     }
     ways = {name: way for name, way in ways.items() if name in FAMILIES}
     assert ways
     for name, way in ways.items():
         item = questions[name]
-        function, parameters = signature(item)
+        _, parameters = signature(item)
         numbers = re.findall(r"\b\d+\b", item.question)
         body = way.format(k=numbers[-1] if numbers else 0)
         for old, new in zip("xy", parameters.split(", "), strict=False):
