@@ -23,6 +23,7 @@ from t2cli.lookup import load, near_matches
 
 COMMANDS = {
     "decompose": "t2cli.cli.decompose:decompose",
+    "tasks": "t2cli.cli.tasks:tasks",
     "train": "t2cli.cli.train:train",
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",

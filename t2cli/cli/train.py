@@ -18,7 +18,6 @@ from t2cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from t2cli.models.adapted import AdaptedModel
-    from t2cli.registry.local import LocalRegistry
     from t2cli.tasks.base import Task
     from t2cli.training.checkpoint import RunFolder, RunSpec
     from t2cli.training.loop import Trained
@@ -28,6 +27,16 @@ OptionalFloat = Optional[float]  # noqa: UP045
 DEFAULTS = TrainConfig()
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")]
+OwnRewardName = Annotated[
+    str,
+    typer.Option(
+        "--reward",
+        metavar="MODULE:FUNCTION",
+        help="Judge answers with a Python function of yours, (answer, completion) -> bool or a number from -1 to 1."
+        " Its code is run.",
+        show_default="the task's",
+    ),
+]
 Steps = Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default=str(DEFAULTS.steps))]
 LearningRate = Annotated[
     OptionalFloat,
@@ -38,6 +47,7 @@ LearningRate = Annotated[
 def train(
     task: TaskName,
     data: Data = None,
+    reward: OwnRewardName = "",
     name: Name = "",
     preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="A tested set of settings.")] = "t2",
     steps: Steps = None,
@@ -66,27 +76,27 @@ def train(
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
-    known_task, spec, home = _asked(task, data or [], name, base, config, out, unsafe_code)
-    from t2cli.cli.session import open_model, search_path
-    from t2cli.registry.local import LocalRegistry
+    known_task, spec, home = _asked(task, data or [], reward, name, base, config, out, unsafe_code)
+    from t2cli.cli.session import open_model
     from t2cli.tasks.base import load_task, revisions
+    from t2cli.tasks.own_reward import OwnReward
     from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import check_examples
 
     folder = run_to_resume(home, spec.expert) if resume else None
     if folder is not None:
         spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
-        known_task = load_task(spec.task, spec.data, revisions=spec.revisions, unsafe_code=unsafe_code)
+        judge = OwnReward.load(spec.reward) if spec.reward else None
+        known_task = load_task(spec.task, spec.data, reward=judge, revisions=spec.revisions, unsafe_code=unsafe_code)
     check_examples(known_task, spec.config)  # now, and not after hours of training
     spec = replace(spec, revisions=revisions(known_task))
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
     again = _resuming(spec, known_task.name, registry, unsafe_code)
-    entries = LocalRegistry(search_path(registry))
-    _report(out, _run(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
+    _report(out, _run(out, adapted, known_task, spec, folder or new_run(home, spec), registry, again))
 
 
 def _asked(
-    task: str, data: list[str], name: str, base: str, config: TrainConfig, out: Output, unsafe_code: bool
+    task: str, data: list[str], reward: str, name: str, base: str, config: TrainConfig, out: Output, unsafe_code: bool
 ) -> tuple[Task, RunSpec, str]:
     """Return the task, what a run is asked to do, and the name of the base's folder.
 
@@ -98,16 +108,20 @@ def _asked(
     from t2cli.registry.reference import check_name
     from t2cli.tasks.base import load_spec, load_task, require_judge, task_names
     from t2cli.tasks.data_files import parse_data
+    from t2cli.tasks.own_reward import OwnReward, locate_reward
     from t2cli.training.checkpoint import RunSpec
 
     files = parse_data(data, load_spec(task).name)
-    known_task = load_task(task, files, unsafe_code=unsafe_code)
+    place_of_reward = locate_reward(reward) if reward else {}
+    judge = OwnReward.load(place_of_reward) if reward else None
+    known_task = load_task(task, files, reward=judge, unsafe_code=unsafe_code)
     if require_judge(known_task) and unsafe_code:
         out.warn("--unsafe-code: programs that the model writes run as you: they can read, change and send your files")
     check_name(expert := name or known_task.name)
     place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
     identity = identify(locate(base, quiet=out.quiet), quiet=out.quiet)
-    return known_task, RunSpec(place, expert, base, identity.weights, config, files), identity.folder_name
+    spec = RunSpec(place, expert, base, identity.weights, config, files, place_of_reward)
+    return known_task, spec, identity.folder_name
 
 
 def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | None], out: Output) -> RunSpec:
@@ -128,6 +142,8 @@ def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | Non
     ]
     if asked.data and asked.data != spec.data:
         ignored.append("--data")
+    if asked.reward and asked.reward != spec.reward:
+        ignored.append("--reward")
     if ignored:
         out.warn(f"{' and '.join(ignored)} ignored: a run goes on with the settings it began with")
     return spec
@@ -149,18 +165,20 @@ def _run(
     task: Task,
     spec: RunSpec,
     folder: RunFolder,
-    registry: LocalRegistry,
+    registry: Path | None,
     again: str,
 ) -> Trained:
     """Train in `folder`; `again` is the command that goes on after an interrupt."""
+    from t2cli.cli.session import search_path
     from t2cli.cli.training_progress import TrainingProgress
+    from t2cli.registry.local import LocalRegistry
     from t2cli.training.loop import TrainingRun
 
     with folder.claimed(), TrainingProgress(out) as listener:
         try:
             out.say(f"run: {folder.path}")
             adapted.prepare(quiet=out.quiet)
-            return TrainingRun(adapted, task, spec, folder, listener).run(registry)
+            return TrainingRun(adapted, task, spec, folder, listener).run(LocalRegistry(search_path(registry)))
         except KeyboardInterrupt as error:
             state = folder.load()
             done = f"after step {state.step}, which is saved" if state and state.step else "before the first step"

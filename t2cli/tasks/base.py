@@ -11,15 +11,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.lookup import require
 from t2cli.paths import expanded
 from t2cli.tasks.prompts import render
-from t2cli.tasks.sampling import digest, draw, open_source
+from t2cli.tasks.sampling import Source, digest, draw, open_source
 from t2cli.tasks.spec import Row, TaskSpec
 from t2cli.tasks.verify import REWARDS
+
+if TYPE_CHECKING:
+    from t2cli.tasks.own_reward import OwnReward
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -75,26 +78,27 @@ class BatchTask(Task, Protocol):
 
 
 class SpecTask:
-    """A task described by a YAML file (t2cli.tasks.spec).
+    """A task described by a YAML file (t2cli.tasks.spec); `own` takes the place of its reward.
 
     `unsafe_code`: judge model-written code without a sandbox, where the task has unit tests.
     """
 
-    def __init__(self, spec: TaskSpec, *, unsafe_code: bool = False) -> None:
-        self.spec = spec
-        self.unsafe_code = unsafe_code
+    def __init__(
+        self, spec: TaskSpec, own: OwnReward | None = None, source: Source | None = None, *, unsafe_code: bool = False
+    ) -> None:
+        self.spec, self.own, self.unsafe_code = spec, own, unsafe_code
         self.name = spec.name
         self.category = spec.category
         self.description = spec.description
         self.max_new_tokens = spec.max_new_tokens
-        self._source = open_source(spec)
+        self.source = source or open_source(spec)
 
     def origin(self) -> list[dict[str, str]]:
         """Return which files the questions are from: row, split, name and SHA-256 of each; empty where they are made.
 
         They are read for it; the errors are those of `examples`.
         """
-        return self._source.origin()
+        return self.source.origin()
 
     def examples(self, split: str, n: int, seed: int, *, fewer: bool = False) -> list[Example]:
         """Return `n` different examples of "train", "validation" or "test", in random order.
@@ -105,11 +109,8 @@ class SpecTask:
         there are fewer than `n` questions or their source is not installed. With `fewer`, a source whose
         questions are a fixed set gives those it has.
         """
-        fewer = fewer and self._source.finite
-        return [
-            Example(f"{each.row.name}-{digest(each.question) >> 192:016x}", each.question, each.answer, each.fields)
-            for each in draw(self.spec, split, n, seed, self._source, fewer=fewer)
-        ]
+        fewer = fewer and self.source.finite
+        return [example_of(*each) for each in draw(self.spec, split, n, seed, self.source, fewer=fewer)]
 
     def messages(self, example: Example) -> list[dict[str, str]]:
         """Return the chat that asks the example's question, the system text first where there is one.
@@ -124,12 +125,14 @@ class SpecTask:
         return [*system, {"role": "user", "content": render(prompt, variables)}]
 
     def reward(self, example: Example, completion: str) -> float:
-        """Return 1.0 for a right completion and -1.0 for a wrong one (t2cli.tasks.verify)."""
+        """Return 1.0 for a right completion and -1.0 for a wrong one (t2cli.tasks.verify), or what `own` says."""
         return self.rewards([example], [completion])[0]
 
     def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
         """Return the reward of each completion; those with unit tests are judged several at a time."""
         pairs = list(zip(examples, completions, strict=True))
+        if self.own is not None:
+            return [self.own.reward(example.answer, completion) for example, completion in pairs]
         coded = [i for i, (example, _) in enumerate(pairs) if self._row(example).answer.kind == "tests"]
         right = dict(zip(coded, self._passed([pairs[i] for i in coded]), strict=True)) if coded else {}
         for i, (example, completion) in enumerate(pairs):
@@ -141,7 +144,7 @@ class SpecTask:
     @property
     def runs_code(self) -> bool:
         """Tell whether completions are run to judge them."""
-        return any(row.answer.kind == "tests" for row in self.spec.mixture)
+        return self.own is None and any(row.answer.kind == "tests" for row in self.spec.mixture)
 
     def _passed(self, pairs: Sequence[tuple[Example, str]]) -> list[bool]:
         from t2cli.tasks.unit_tests import judge
@@ -189,6 +192,11 @@ def require_judge(task: Task) -> bool:
     return True
 
 
+def example_of(row: Row, question: str, answer: str, fields: Mapping[str, object]) -> Example:
+    """Return the example that a row's question is; the same text always gets the same id."""
+    return Example(f"{row.name}-{digest(question) >> 192:016x}", question, answer, fields)
+
+
 def up_to(task: Task, split: str, n: int, seed: int) -> list[Example]:
     """Return `n` examples as `task.examples` does, or all there are where they come from files that hold fewer."""
     if isinstance(task, SpecTask):
@@ -197,9 +205,11 @@ def up_to(task: Task, split: str, n: int, seed: int) -> list[Example]:
 
 
 def origin(task: Task) -> dict[str, object]:
-    """Return what a manifest says of a task's files: {"data": one mapping for each}; {} for a task without."""
-    files = task.origin() if isinstance(task, SpecTask) else []
-    return {"data": files} if files else {}
+    """Return what a manifest says of a task's files and own reward: "data", a mapping for each file, and "reward"."""
+    if not isinstance(task, SpecTask):
+        return {}
+    files, own = task.origin(), task.own
+    return {**({"data": files} if files else {}), **({"reward": own.name} if own else {})}
 
 
 def revisions(task: Task) -> dict[str, str]:
@@ -217,20 +227,24 @@ def load_task(
     name: str,
     data: Mapping[str, str] | None = None,
     *,
+    reward: OwnReward | None = None,
     revisions: Mapping[str, str] | None = None,
     unsafe_code: bool = False,
 ) -> Task:
     """Return the task that comes with t2 under `name`, or the one in the YAML file at that path.
 
     A `name` that ends in .yaml or .yml is a path. `data` says where its questions are read from instead
-    (t2cli.tasks.data_files), and `revisions` the commits of data sets on the Hub. `unsafe_code` has model-written
-    code judged without a sandbox. Raises NotFoundError with near matches for an unknown name or a missing file,
-    CorruptArtifactError naming the key that is wrong in a file, and UsageError for a task that takes no `data`.
+    (t2cli.tasks.data_files), `reward` who judges instead, and `revisions` the commits of data sets on the Hub.
+    `unsafe_code` has model-written code judged without a sandbox. Raises NotFoundError with near matches for an
+    unknown name or a missing file, CorruptArtifactError naming the key that is wrong in a file, and UsageError for
+    a task that takes no `data`.
     """
     from t2cli.tasks.data_files import pinned, with_data
+    from t2cli.tasks.own_reward import judged_by_own
 
     spec = pinned(load_spec(name), revisions or {})
-    return SpecTask(with_data(spec, data) if data else spec, unsafe_code=unsafe_code)
+    spec = with_data(spec, data) if data else spec
+    return SpecTask(judged_by_own(spec) if reward else spec, reward, unsafe_code=unsafe_code)
 
 
 def load_spec(name: str) -> TaskSpec:

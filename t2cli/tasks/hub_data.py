@@ -56,6 +56,23 @@ def fetched(row: Row) -> Located:
     return Located(files, {"dataset": repo.name, "revision": snapshot.commit})
 
 
+def cached(row: Row) -> Located:
+    """Return the files of a row as they were last seen, without network. Raises NotFoundError if they are not here."""
+    config = {key: str(value) for key, value in row.config.items()}
+    home, revision = hub_data(row.dataset), config.get("revision", "main")
+    commit = revision if _COMMIT.fullmatch(revision) else _seen(home).get(revision, "")
+    listed = _remembered(home, commit) if _COMMIT.fullmatch(commit) else None
+    here, place = listed.files if listed else (), config.get("config", "")
+    files = {
+        "" if split == "file" else split: tuple(home / commit / path for path in files_of_split(here, place, name))
+        for split, name in config.items()
+        if split not in _PLACES
+    }
+    if not all(paths and all(path.is_file() for path in paths) for paths in files.values()):
+        raise NotFoundError(f"{row.dataset} has not been fetched yet", hint="t2 train fetches it; or give --data")
+    return Located(files, {"dataset": row.dataset, "revision": commit})
+
+
 def files_of_split(paths: Iterable[str], config: str, split: str) -> list[str]:
     """Return those of a repository's files that hold a split of a config ("": the only one), in order.
 

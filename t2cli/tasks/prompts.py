@@ -47,7 +47,8 @@ def check_template(template: str, variables: frozenset[str] | None, where: str) 
             hint=f"known here: {', '.join(sorted(variables))} (named groups of `extract` add more)",
         )
     if not used:
-        raise CorruptArtifactError(f"{where} does not use the question", hint=f"template: {template!r}")
+        lacks = "does not use the question" if variables is not None else "uses no field of a record"
+        raise CorruptArtifactError(f"{where} {lacks}", hint=f"template: {template!r}")
 
 
 def fill(template: str, fields: Mapping[str, object], where: str) -> str:
@@ -63,12 +64,10 @@ def fill(template: str, fields: Mapping[str, object], where: str) -> str:
 
 def render(template: str, variables: Mapping[str, object]) -> str:
     """Return `template` filled in, without white space at its ends; T2Error if it cannot be."""
-    from jinja2 import TemplateError
-
     try:
         return _compiled(template).render(variables).strip()
-    except TemplateError as error:
+    except Exception as error:  # Jinja's own, or that of an operation on a record's field: any class
         raise T2Error(
-            f"the prompt template {template!r} failed: {error.message}",
+            f"the prompt template {template!r} failed: {' '.join(str(error).split()):.200}",
             hint="check the task's `prompt` and `extract`",
         ) from error

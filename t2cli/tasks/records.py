@@ -1,7 +1,8 @@
 """Questions from records: each field is a variable of the templates that make a question and its right answer.
 
 Where the files are split for real (train and test), test questions come from the test files alone, validation
-is the share of the training questions whose hash says so (t2cli.tasks.sampling.split_of), and a question that
+is the share of the training questions whose hash says so (t2cli.tasks.sampling.split_of) unless it has a file of
+its own, and a question that
 the test files hold too, in any order of its words and in any row, is dropped from training and validation. A
 file without splits is divided by the hash as made questions are.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from t2cli.errors import CorruptArtifactError
 from t2cli.files import sha256_of
 from t2cli.tasks.jsonl import Located, Record, read_records
+from t2cli.tasks.math_reward import check_installed
 from t2cli.tasks.prompts import fill
 from t2cli.tasks.sampling import SPLITS, Item, digest, split_of, words_digest
 from t2cli.tasks.unit_tests import suite_problem
@@ -68,8 +70,17 @@ class RecordSource:
         random.Random(seed).shuffle(items)  # noqa: S311
         return iter(items)
 
+    def first(self) -> tuple[Row, Item] | None:
+        """Return the first question of the first file, without reading the others; None if it holds none."""
+        row = self._spec.mixture[0]
+        for split, paths in self._locate(row).files.items():
+            for record in _records(paths[0]):
+                if (item := _item(row, record, split, carve=False)) is not None:
+                    return row, item
+        return None
+
     def origin(self) -> list[dict[str, str]]:
-        """Return for each file its split, name and SHA-256, of several rows also the row, and a Hub data set's commit."""
+        """Return for each file its split, name and SHA-256, of several rows the row, of a Hub data set its commit."""
         several = len(self._tables) > 1
         return [
             {**({"row": name} if several else {}), **file}
@@ -96,7 +107,7 @@ def _table(row: Row, located: Located) -> _Table:
                 {**located.origin, "split": split or "all", "file": path.name} | {"sha256": sha256_of(path)}
             )
             for record in _records(path):
-                item = _item(row, record, split)
+                item = _item(row, record, split, carve="validation" not in located.files)
                 if item is not None and _is_new(item, record.where, split, seen):
                     table.items[item.split or split_of(item.question)].append(item)
     if not any(table.items.values()):
@@ -127,8 +138,11 @@ def _is_new(item: Item, where: str, split: str, seen: dict[int, tuple[str, str]]
     return False
 
 
-def _item(row: Row, record: Record, split: str) -> Item | None:
-    """Return the question that a record makes, None if its `split` template leaves it out."""
+def _item(row: Row, record: Record, split: str, *, carve: bool) -> Item | None:
+    """Return the question that a record makes, None if its `split` template leaves it out.
+
+    `carve` says that validation is a part of the train file.
+    """
     spec = row.record
     question, answer = _text(spec.question, "question", record), _text(spec.answer, "answer", record)
     if problem := answer_problem(row.answer.kind, answer):
@@ -142,8 +156,8 @@ def _item(row: Row, record: Record, split: str) -> Item | None:
                 f"{record.where}: `split` makes {named!r:.60}", hint=f"it must make {', '.join(SPLITS)} or nothing"
             )
         return Item(question, answer, named, record.values)
-    if split == "train":
-        return Item(question, answer, "validation" if split_of(question) == "validation" else "train", record.values)
+    if split == "train" and carve and split_of(question) == "validation":
+        split = "validation"
     return Item(question, answer, split or split_of(question), record.values)
 
 
@@ -179,6 +193,8 @@ def answer_problem(kind: str, answer: str) -> str:
         return f"the answer {answer!r:.60} holds no number"
     if kind == "choice" and not re.fullmatch(r"\(?[A-Ea-e1-5][).]?", answer):
         return f"the answer {answer!r:.60} is no letter from A to E and no number from 1 to 5"
+    if kind == "math":
+        check_installed()  # now, and not at the first answer
     if kind == "yesno" and answer.casefold() not in ("yes", "no"):
         return f"the answer {answer!r:.60} is neither yes nor no"
     return suite_problem(answer) if kind == "tests" else ""

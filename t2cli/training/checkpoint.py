@@ -42,6 +42,7 @@ class RunSpec:
     weights: str  # digest of the base
     config: TrainConfig
     data: dict[str, str] = field(default_factory=dict)  # --data: split -> absolute path
+    reward: dict[str, str] = field(default_factory=dict)  # --reward: its name, and the folder it is imported from
     revisions: dict[str, str] = field(default_factory=dict)  # data sets on the Hub: name -> commit
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hub_server import Hub, Repo
 
 from t2cli.config import preset
 from t2cli.files import sha256_of
@@ -79,6 +80,61 @@ def test_resume_finds_the_data_of_the_run(
     assert [file["file"] for file in entry.manifest.training.config["data"]] == ["train.jsonl", "test.jsonl"]
 
 
+def test_a_run_goes_on_with_the_commit_it_began_with(
+    run: Callable, options: list[str], data: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    hub.repos["org/ones"] = repo = Repo()
+    first = repo.add({path.name: path.read_bytes() for path in data.iterdir()}, "data")
+    source = "{kind: hub, dataset: org/ones, train: train, test: test, record"
+    (tmp_path / "ones.yaml").write_text(TASK.replace("{kind: jsonl, file: gone.jsonl, record", source))
+    refused = run("train", *options, "--steps", "1", "--learning-rate", "0", "--quiet")
+    assert "no checkpoint was better than the base" in refused.stderr
+    (begun,) = (tmp_path / "home" / "runs").glob("*/*/*")
+    for name in ("expert.txt", "state.safetensors"):
+        (begun / name).unlink()  # as if it was killed at once
+    record = json.loads((begun / "run.json").read_text())
+    assert record["revisions"] == {"org/ones": first}
+    record["config"] |= {"steps": 10, "learning_rate": 0.03}
+    (begun / "run.json").write_text(json.dumps(record))
+    repo.add({"test.jsonl": b"{"}, "broken")
+    result = run("train", *options, "--resume", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    (entry,) = published()
+    assert {file["revision"] for file in entry.manifest.training.config["data"]} == {first}
+    assert f"org/ones {first} train.jsonl" in run("show", "ones").stdout
+
+
+REWARD = "def odd(answer, completion):\n    return any(digit in completion for digit in '13579')\n"
+
+
+def test_a_reward_of_ones_own_judges_and_is_found_again(
+    run: Callable,
+    options: list[str],
+    data: Path,
+    counting_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "judges.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    result = run("train", *options, "--data", data, "--reward", "judges:odd", *FAST)
+    assert result.exit_code == 0, result.stderr
+    (entry,) = published()
+    assert entry.manifest.evaluation[0].expert_accuracy > 0.5
+    assert entry.manifest.training.config["reward"] == "judges:odd"
+    (begun,) = (tmp_path / "home" / "runs").glob("*/*/*")
+    (begun / "expert.txt").unlink()
+    (begun / "state.safetensors").unlink()  # as if it was killed at once
+    monkeypatch.chdir("/")
+    (tmp_path / "judges.py").write_text(REWARD.replace("13579", "x"))  # read again: nothing is right any more
+    result = run("train", *options, "--resume", "--quiet")
+    assert "no checkpoint was better than the base" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -88,6 +144,8 @@ def test_resume_finds_the_data_of_the_run(
         (["--data", "broken.jsonl"], 5, ["broken.jsonl, line 2 is no valid JSON"]),
         (["--data", "few.jsonl"], 1, ["ones has", "train questions, and 12 were asked for"]),
         (["--data", "other.jsonl"], 5, ["other.jsonl, line 1: there is no field 'ask'"]),
+        (["--reward", "nowhere:odd"], 3, ["no module nowhere"]),
+        (["--reward", "odd"], 2, ["MODULE:FUNCTION"]),
         (["--task", "math", "--data", "few.jsonl"], 2, ["math makes its questions itself"]),
     ],
 )

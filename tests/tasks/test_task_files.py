@@ -77,8 +77,9 @@ def test_real_splits_are_kept_and_what_is_in_both_is_tested_only(own: Callable[.
 def test_a_validation_file_takes_its_questions_out_of_training(own: Callable[..., SpecTask]) -> None:
     source = "{kind: jsonl, train: train.jsonl, test: test.jsonl, validation: v.jsonl}"
     task = own(source, train=lines(SUMS), test=lines(SUMS[-1:]), v=lines(SUMS[:3]))
-    assert {str(record["question"]) for record in SUMS[:3]} <= questions(task, "validation")
+    assert questions(task, "validation") == {str(record["question"]) for record in SUMS[:3]}
     assert not questions(task, "train") & questions(task, "validation")
+    assert any(split_of(question) == "validation" for question in questions(task, "train"))
 
 
 def test_what_one_row_tests_another_does_not_train_on(own: Callable[..., SpecTask]) -> None:
@@ -218,6 +219,8 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
         ("{kind: jsonl, file: a, dataset: b}", "dataset: unknown key"),
         ("{kind: jsonl, file: a, record: {quest: b}}", "record: quest: unknown key"),
         ("{kind: jsonl, file: a, record: {question: '{{ b'}}", "question is no valid template"),
+        ("{kind: jsonl, file: a, record: {question: '{{ 1 }}'}}", "question uses no field of a record"),
+        ("{kind: hub, file: a}", "dataset: missing"),
         ("{kind: jsonl, mixture: [{file: a.jsonl}, {file: b/a.jsonl}]}", "two rows are named 'a'"),
     ],
 )
@@ -240,6 +243,13 @@ def test_a_template_that_fails_is_told_with_the_line(record: str, said: str, own
     task = own(f"{{kind: jsonl, file: q.jsonl, record: {record}}}", q=lines(SUMS))
     with pytest.raises(CorruptArtifactError, match=said):
         task.examples("train", 1, 0)
+
+
+@pytest.mark.parametrize("prompt", ["{{ gone }}", "{{ question + 1 }}", "{{ question.__class__.__mro__ }}"])
+def test_a_prompt_that_fails_is_told(prompt: str, own: Callable[..., SpecTask]) -> None:
+    task = own(head=HEAD + f'prompt: "{prompt}"\n', q=lines(SUMS))
+    with pytest.raises(T2Error, match=r"the prompt template .* failed"):
+        task.messages(task.examples("train", 1, 0)[0])
 
 
 def test_a_missing_file_is_told(own: Callable[..., SpecTask]) -> None:

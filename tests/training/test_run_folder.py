@@ -130,6 +130,9 @@ CONFIG = json.loads(changed())["config"]
         changed(task=None),
         changed(task=7),
         changed(extra="x"),
+        changed(data="x"),
+        changed(data={"train": 3}),
+        changed(reward=["x"]),
         changed(config=None),
         changed(config="x"),
         changed(config={**CONFIG, "steps": "60"}),
@@ -149,6 +152,11 @@ def test_a_damaged_run_file_is_refused(text: str, folder: RunFolder) -> None:
 def test_a_whole_number_is_a_float_too(folder: RunFolder) -> None:
     (folder.path / "run.json").write_text(changed(config={**CONFIG, "learning_rate": 1}))
     assert folder.spec().config.learning_rate == 1
+
+
+def test_a_run_of_an_earlier_t2_has_no_data_of_its_own(folder: RunFolder) -> None:
+    (folder.path / "run.json").write_text(changed(data=None, reward=None, revisions=None))
+    assert folder.spec() == SPEC
 
 
 def test_the_newest_unfinished_run_is_resumed(folder: RunFolder) -> None:
