@@ -66,6 +66,10 @@ Data = Annotated[
         show_default="the task's own source",
     ),
 ]
+UnsafeCode = Annotated[
+    bool,
+    typer.Option("--unsafe-code", help="Run model-written code as you, without a sandbox, where the task needs it."),
+]
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE.png", help="Also draw the map into a file (.png, .pdf, .svg)."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Data, Device, Json, Quiet, RegistryPath, Seed, TaskName
+from t2cli.cli.options import DEFAULT_BASE, Base, Data, Device, Json, Quiet, RegistryPath, Seed, TaskName, UnsafeCode
 from t2cli.cli.output import Output
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
@@ -59,6 +59,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of that name.")
     ] = False,
+    unsafe_code: UnsafeCode = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
     device: Device = "auto",
@@ -76,9 +77,8 @@ def train(
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
-    known_task, spec, home = _asked(task, data or [], reward, name, base, config, quiet)
-    from t2cli.cli.session import open_model, search_path
-    from t2cli.registry.local import LocalRegistry
+    known_task, spec, home = _asked(task, data or [], reward, name, base, config, out, unsafe_code)
+    from t2cli.cli.session import open_model
     from t2cli.tasks.base import load_task, revisions
     from t2cli.tasks.own_reward import OwnReward
     from t2cli.training.checkpoint import new_run, run_to_resume
@@ -88,34 +88,40 @@ def train(
     if folder is not None:
         spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
         judge = OwnReward.load(spec.reward) if spec.reward else None
-        known_task = load_task(spec.task, spec.data, reward=judge, revisions=spec.revisions)
+        known_task = load_task(spec.task, spec.data, reward=judge, revisions=spec.revisions, unsafe_code=unsafe_code)
     check_examples(known_task, spec.config)  # now, and not after hours of training
     spec = replace(spec, revisions=revisions(known_task))
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
-    again = _resuming(spec, known_task.name, registry)
-    entries = LocalRegistry(search_path(registry))
+    again = _resuming(spec, known_task.name, registry, unsafe_code)
+    entries = _entries(registry)
     _report(out, run_shown(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
 
 
 def _asked(
-    task: str, data: list[str], reward: str, name: str, base: str, config: TrainConfig, quiet: bool
+    task: str, data: list[str], reward: str, name: str, base: str, config: TrainConfig, out: Output, unsafe_code: bool
 ) -> tuple[Task, RunSpec, str]:
-    """Return the task, what a run is asked to do, and the name of the base's folder; raises for names there are not."""
+    """Return the task, what a run is asked to do, and the name of the base's folder.
+
+    Raises for names there are not, and for a task whose answers are programs where there is no sandbox for them.
+    """
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
     from t2cli.paths import expanded
     from t2cli.registry.reference import check_name
-    from t2cli.tasks.base import load_spec, load_task, task_names
+    from t2cli.tasks.base import load_spec, load_task, require_judge, task_names
     from t2cli.tasks.data_files import parse_data
     from t2cli.tasks.own_reward import OwnReward, locate_reward
     from t2cli.training.checkpoint import RunSpec
 
     files = parse_data(data, load_spec(task).name)
     place_of_reward = locate_reward(reward) if reward else {}
-    known_task = load_task(task, files, reward=OwnReward.load(place_of_reward) if reward else None)
+    judge = OwnReward.load(place_of_reward) if reward else None
+    known_task = load_task(task, files, reward=judge, unsafe_code=unsafe_code)
+    if require_judge(known_task) and unsafe_code:
+        out.warn("--unsafe-code: programs that the model writes run as you: they can read, change and send your files")
     check_name(expert := name or known_task.name)
     place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
-    identity = identify(locate(base, quiet=quiet), quiet=quiet)
+    identity = identify(locate(base, quiet=out.quiet), quiet=out.quiet)
     spec = RunSpec(place, expert, base, identity.weights, config, files, place_of_reward)
     return known_task, spec, identity.folder_name
 
@@ -145,12 +151,20 @@ def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | Non
     return spec
 
 
-def _resuming(spec: RunSpec, default_name: str, registry: Path | None) -> str:
+def _entries(registry: Path | None) -> LocalRegistry:
+    from t2cli.cli.session import search_path
+    from t2cli.registry.local import LocalRegistry
+
+    return LocalRegistry(search_path(registry))
+
+
+def _resuming(spec: RunSpec, default_name: str, registry: Path | None, unsafe_code: bool) -> str:
     """Return the command that goes on with a run."""
     words = ["t2", "train", "--task", spec.task]
     words += ["--name", spec.expert] if spec.expert != default_name else []
     words += ["--base", spec.base] if spec.base != DEFAULT_BASE else []
     words += ["--registry", str(registry)] if registry is not None else []
+    words += ["--unsafe-code"] if unsafe_code else []
     return shlex.join([*words, "--resume"])
 
 

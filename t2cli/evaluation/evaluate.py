@@ -13,7 +13,7 @@ from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import greedy_in_batches
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
-from t2cli.tasks.base import Example, Task, up_to
+from t2cli.tasks.base import Example, Task, rewards, stop_of, up_to
 
 Advance = Callable[[int], None]
 
@@ -91,11 +91,12 @@ def ask(
     """Return the greedy answers to the examples under `z` or, without one, under the base."""
     prompts = [adapted.base.encode(task.messages(example)) for example in examples]
     with adapted.reference() if z is None else adapted.use_z(z):
-        completions = greedy_in_batches(adapted, prompts, limit_of(task), on_done=on_done)
+        stop = stop_of(task, adapted.base.decode)
+        completions = greedy_in_batches(adapted, prompts, limit_of(task), on_done=on_done, stop=stop)
     texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
     return Answers(
         texts=tuple(texts),
-        right=tuple(task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)),
+        right=tuple(reward > 0 for reward in rewards(task, examples, texts)),
         tokens=tuple(len(completion.ids) for completion in completions),
         cut=tuple(not completion.ended for completion in completions),
     )

@@ -23,9 +23,12 @@ SHRINK = 0.75  # finished rows leave the batch when fewer than this share are al
 WORTH_SHARING = 8  # tokens; a shorter common beginning costs more to repeat than to read again
 
 
+Stop = Callable[[Sequence[int]], bool]  # whether the token ids of a completion are all that is wanted
+
+
 @dataclass(frozen=True)
 class Completion:
-    """Generated token ids, the end token included when there was one (`ended`)."""
+    """Generated token ids, the end token included when there was one; `ended`: by it, or because it was complete."""
 
     ids: tuple[int, ...]
     ended: bool
@@ -65,10 +68,12 @@ def generate(
     copies: int = 1,
     generator: torch.Generator | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Completion]:
     """Continue each of the prompts `copies` times under the expert in use; rows are grouped by prompt.
 
-    `on_token(row, id)` is called as tokens come. Sampling at a temperature draws from `generator`, on the CPU, so
+    `on_token(row, id)` is called as tokens come. A row also ends with the token after
+    which `stop` finds it complete. Sampling at a temperature draws from `generator`, on the CPU, so
     that a seed gives the same numbers on every device.
     """
     if not all(prompts):
@@ -82,7 +87,7 @@ def generate(
             cache.batch_repeat_interleave(copies)
             adapted.select_rows(index)
             logits, mask = logits[index], mask[index]
-        return _continue(adapted, logits, cache, mask, sampling, generator, on_token)
+        return _continue(adapted, logits, cache, mask, sampling, generator, on_token, stop)
 
 
 def _continue(
@@ -93,6 +98,7 @@ def _continue(
     sampling: SamplingConfig,
     generator: torch.Generator | None,
     on_token: Callable[[int, int], None] | None,
+    stop: Stop | None,
 ) -> list[Completion]:
     """Generate from logits (B, V), the cache behind them and its mask (B, T)."""
     eos, total = adapted.base.eos, len(logits)
@@ -105,7 +111,7 @@ def _continue(
             row = rows[place]
             if not ended[row]:
                 written[row].append(token)
-                ended[row] = token in eos
+                ended[row] = token in eos or (stop is not None and stop(written[row]))
                 if on_token is not None and not ended[row]:
                     on_token(row, token)
         alive = [place for place, row in enumerate(rows) if not ended[row]]
@@ -190,13 +196,14 @@ def greedy_in_batches(
     *,
     batch_size: int = 32,
     on_done: Callable[[int], None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Completion]:
     """Return the greedy completion of every prompt, in their order; prompts of like length share a batch."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     results: dict[int, Completion] = {}
     sampling = SamplingConfig(max_new_tokens=max_new_tokens)
     for batch in chunks(order, batch_size):
-        completions = generate(adapted, [prompts[index] for index in batch], sampling)
+        completions = generate(adapted, [prompts[index] for index in batch], sampling, stop=stop)
         results.update(zip(batch, completions, strict=True))
         if on_done is not None:
             on_done(len(batch))

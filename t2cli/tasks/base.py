@@ -8,10 +8,10 @@ in several ways, so that an expert does not overfit to one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.lookup import require
@@ -69,11 +69,24 @@ class Task(Protocol):
         """Return 1.0 for a right completion and -1.0 for a wrong one."""
 
 
-class SpecTask:
-    """A task described by a YAML file (t2cli.tasks.spec); `own` takes the place of its reward."""
+@runtime_checkable
+class BatchTask(Task, Protocol):
+    """A task that judges many completions in less time than one by one."""
 
-    def __init__(self, spec: TaskSpec, own: OwnReward | None = None, source: Source | None = None) -> None:
-        self.spec, self.own = spec, own
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the reward of each completion, for the example at its place."""
+
+
+class SpecTask:
+    """A task described by a YAML file (t2cli.tasks.spec); `own` takes the place of its reward.
+
+    `unsafe_code`: judge model-written code without a sandbox, where the task has unit tests.
+    """
+
+    def __init__(
+        self, spec: TaskSpec, own: OwnReward | None = None, source: Source | None = None, *, unsafe_code: bool = False
+    ) -> None:
+        self.spec, self.own, self.unsafe_code = spec, own, unsafe_code
         self.name = spec.name
         self.category = spec.category
         self.description = spec.description
@@ -113,12 +126,32 @@ class SpecTask:
 
     def reward(self, example: Example, completion: str) -> float:
         """Return 1.0 for a right completion and -1.0 for a wrong one (t2cli.tasks.verify), or what `own` says."""
+        return self.rewards([example], [completion])[0]
+
+    def rewards(self, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+        """Return the reward of each completion; those with unit tests are judged several at a time."""
+        pairs = list(zip(examples, completions, strict=True))
         if self.own is not None:
-            return self.own.reward(example.answer, completion)
-        answer = self._row(example).answer
-        judge = REWARDS[answer.kind]
-        right = judge(example.answer, completion, answer.offered(example.question))
-        return 1.0 if right else -1.0
+            return [self.own.reward(example.answer, completion) for example, completion in pairs]
+        coded = [i for i, (example, _) in enumerate(pairs) if self._row(example).answer.kind == "tests"]
+        right = dict(zip(coded, self._passed([pairs[i] for i in coded]), strict=True)) if coded else {}
+        for i, (example, completion) in enumerate(pairs):
+            answer = self._row(example).answer
+            if i not in right:
+                right[i] = REWARDS[answer.kind](example.answer, completion, answer.offered(example.question))
+        return [1.0 if right[i] else -1.0 for i in range(len(pairs))]
+
+    @property
+    def runs_code(self) -> bool:
+        """Tell whether completions are run to judge them."""
+        return self.own is None and any(row.answer.kind == "tests" for row in self.spec.mixture)
+
+    def _passed(self, pairs: Sequence[tuple[Example, str]]) -> list[bool]:
+        from t2cli.tasks.unit_tests import judge
+
+        answers = [example.answer for example, _ in pairs]
+        outcomes = judge(answers, [completion for _, completion in pairs], unsafe=self.unsafe_code)
+        return [outcome.passed for outcome in outcomes]
 
     def _row(self, example: Example) -> Row:
         return self.spec.row(example.id.rpartition("-")[0])
@@ -132,6 +165,31 @@ class SpecTask:
                 hint="correct the regular expression in the task file",
             )
         return {name: text for name, text in found.groupdict().items() if text is not None}
+
+
+def rewards(task: Task, examples: Sequence[Example], completions: Sequence[str]) -> list[float]:
+    """Return the reward of each completion, all at once where the task can."""
+    if isinstance(task, BatchTask):
+        return task.rewards(examples, completions)
+    return [task.reward(example, text) for example, text in zip(examples, completions, strict=True)]
+
+
+def stop_of(task: Task, decode: Callable[[list[int]], str]) -> Callable[[Sequence[int]], bool] | None:
+    """Return what tells of token ids whether their text, from `decode`, is complete under the task's `stop`, if any."""
+    if not isinstance(task, SpecTask) or task.spec.stop is None:
+        return None
+    complete = re.compile(task.spec.stop)
+    return lambda ids: complete.search(decode(list(ids))) is not None
+
+
+def require_judge(task: Task) -> bool:
+    """Tell whether the task runs model-written code; raises T2Error if so and there is no sandbox for it here."""
+    if not isinstance(task, SpecTask) or not task.runs_code:
+        return False
+    from t2cli.tasks.sandbox import require_sandbox
+
+    require_sandbox(unsafe=task.unsafe_code)
+    return True
 
 
 def example_of(row: Row, question: str, answer: str, fields: Mapping[str, object]) -> Example:
@@ -171,20 +229,22 @@ def load_task(
     *,
     reward: OwnReward | None = None,
     revisions: Mapping[str, str] | None = None,
+    unsafe_code: bool = False,
 ) -> Task:
     """Return the task that comes with t2 under `name`, or the one in the YAML file at that path.
 
     A `name` that ends in .yaml or .yml is a path. `data` says where its questions are read from instead
     (t2cli.tasks.data_files), `reward` who judges instead, and `revisions` the commits of data sets on the Hub.
-    Raises NotFoundError with near matches for an unknown name or a missing file, CorruptArtifactError naming the
-    key that is wrong in a file, and UsageError for a task that takes no `data`.
+    `unsafe_code` has model-written code judged without a sandbox. Raises NotFoundError with near matches for an
+    unknown name or a missing file, CorruptArtifactError naming the key that is wrong in a file, and UsageError for
+    a task that takes no `data`.
     """
     from t2cli.tasks.data_files import pinned, with_data
     from t2cli.tasks.own_reward import judged_by_own
 
     spec = pinned(load_spec(name), revisions or {})
     spec = with_data(spec, data) if data else spec
-    return SpecTask(judged_by_own(spec) if reward else spec, reward)
+    return SpecTask(judged_by_own(spec) if reward else spec, reward, unsafe_code=unsafe_code)
 
 
 def load_spec(name: str) -> TaskSpec:

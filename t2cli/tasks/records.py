@@ -21,6 +21,7 @@ from t2cli.tasks.jsonl import Located, Record, read_records
 from t2cli.tasks.math_reward import check_installed
 from t2cli.tasks.prompts import fill
 from t2cli.tasks.sampling import SPLITS, Item, digest, split_of, words_digest
+from t2cli.tasks.unit_tests import suite_problem
 from t2cli.tasks.verify import extract_number
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def answer_problem(kind: str, answer: str) -> str:
         check_installed()  # now, and not at the first answer
     if kind == "yesno" and answer.casefold() not in ("yes", "no"):
         return f"the answer {answer!r:.60} is neither yes nor no"
-    return ""
+    return suite_problem(answer) if kind == "tests" else ""
 
 
 def _drop_tested(tables: list[_Table]) -> None:

@@ -66,6 +66,7 @@ SOURCES: Mapping[str, str] = {
     "reasoning-gym": "t2cli.tasks.reasoning_gym:source",
     "jsonl": "t2cli.tasks.jsonl:source",
     "hub": "t2cli.tasks.hub_data:source",
+    "programs": "t2cli.tasks.programs:source",
 }
 
 

@@ -17,6 +17,7 @@
     prompt: "{{ question }}"        # one Jinja template, or several of which each example gets one
     answer: {kind: number}          # a row of t2cli.tasks.verify.REWARDS
     max_new_tokens: 48
+    stop: "```\\n"                  # optional: a completion ends where this regular expression matches its text
 
 `answer: {kind: word, candidates: REGEX}` finds the words a question offers: one group, every match.
 
@@ -106,6 +107,7 @@ class TaskSpec:
     system: str | None
     max_new_tokens: int
     folder: Path = Path()
+    stop: str | None = None
 
     @classmethod
     def from_yaml(cls, text: str, where: str, folder: Path = Path()) -> TaskSpec:
@@ -140,6 +142,7 @@ class TaskSpec:
             system=fields.text("system") if fields.has("system") else None,
             max_new_tokens=fields.count("max_new_tokens"),
             folder=folder,
+            stop=fields.regex("stop").pattern if fields.has("stop") else None,
         )
         fields.done()
         source.done()

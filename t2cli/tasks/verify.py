@@ -191,6 +191,16 @@ def _has_word(text: str, wanted: str) -> bool:
     return re.search(rf"(?<!\w)(?<!\w[-'\u2019]){re.escape(wanted)}(?!\w|-\w)", text) is not None
 
 
+def unit_tests(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the completion's code passes the unit tests that are the answer, run in a sandbox.
+
+    Raises T2Error where none works (t2cli.tasks.unit_tests, which also judges many at a time).
+    """
+    from t2cli.tasks.unit_tests import judge
+
+    return judge([answer], [completion])[0].passed
+
+
 REWARDS: Mapping[str, Reward] = {
     "number": number,
     "math": math,
@@ -198,4 +208,5 @@ REWARDS: Mapping[str, Reward] = {
     "choice": choice,
     "exact": exact,
     "word": word,
+    "tests": unit_tests,
 }

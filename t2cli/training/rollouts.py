@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +16,7 @@ from t2cli.config import SamplingConfig, TrainConfig
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, generate
 from t2cli.svf.zvector import ZVectors
-
-if TYPE_CHECKING:
-    from t2cli.tasks.base import Example, Task
+from t2cli.tasks.base import Example, Task, rewards, stop_of
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,20 @@ def collect(
     prompts = [adapted.base.encode(task.messages(example)) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens, temperature=config.temperature)
     with adapted.use_z(z):
-        flat = generate(adapted, prompts, sampling, copies=config.group, generator=generator)
+        stop = stop_of(task, adapted.base.decode)
+        flat = generate(adapted, prompts, sampling, copies=config.group, generator=generator, stop=stop)
     groups = [flat[start : start + config.group] for start in range(0, len(flat), config.group)]
-    rewards = [
-        [judged(adapted, task, example, completion) for completion in group]
-        for example, group in zip(examples, groups, strict=True)
-    ]
-    return Rollouts(prompts, groups, torch.tensor(rewards))
+    asked = [example for example in examples for _ in range(config.group)]
+    return Rollouts(prompts, groups, judged(adapted, task, asked, flat).view(len(examples), config.group))
 
 
-def judged(adapted: AdaptedModel, task: Task, example: Example, completion: Completion) -> float:
-    """Return the reward of a rollout, -1 or +1."""
-    if not completion.ended:
-        return -1.0
-    return task.reward(example, adapted.base.decode(list(completion.ids)))
+def judged(
+    adapted: AdaptedModel, task: Task, examples: Sequence[Example], completions: Sequence[Completion]
+) -> torch.Tensor:
+    """Return the reward of each rollout, -1 or +1; those that did not end are not even looked at."""
+    ended = [i for i, completion in enumerate(completions) if completion.ended]
+    texts = [adapted.base.decode(list(completions[i].ids)) for i in ended]
+    result = torch.full((len(completions),), -1.0)
+    if ended:
+        result[ended] = torch.tensor(rewards(task, [examples[i] for i in ended], texts))
+    return result
