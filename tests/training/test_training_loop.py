@@ -21,8 +21,9 @@ from t2cli.registry.vectors import read_z, z_to_bytes
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example
 from t2cli.training.checkpoint import new_run, run_to_resume
-from t2cli.training.loop import SHOWN_FROM, Trained, TrainingRun, check_examples
+from t2cli.training.loop import TrainingRun, check_examples
 from t2cli.training.metrics import Silent, StepRecord
+from t2cli.training.publish import SHOWN_FROM, Trained
 
 Open = Callable[[], AdaptedModel]
 TIMES = ("seconds", "elapsed", "eta", "tokens_per_second")
