@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,8 @@ class RunState:
     best_accuracy: float
     base_accuracy: float
     tensors: dict[str, torch.Tensor]  # z, best, exp_avg, exp_avg_sq: each (parameters,)
+    stale: int = 0  # validations since the best
+    at_once: list[int] = field(default_factory=list)  # rollouts, prompts and answers that memory had room for
 
 
 class RunFolder:
@@ -88,13 +90,7 @@ class RunFolder:
         from safetensors.torch import save
 
         counters = json.dumps(
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "best_step": state.best_step,
-                "best_accuracy": state.best_accuracy,
-                "base_accuracy": state.base_accuracy,
-            }
+            {each.name: getattr(state, each.name) for each in fields(state) if each.name != "tensors"}
         )
         tensors = {name: state.tensors[name].detach().cpu().clone() for name in TENSORS}
         metadata = {"format": FORMAT, "counters": counters, "sha256": _digest(counters, tensors)}
@@ -155,10 +151,10 @@ def _check_types(record: RunSpec | TrainConfig) -> None:
     """Raise TypeError for a field that is not of the type it is declared with; a float may be written as an int."""
     numbers = (int, float)
     allowed: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": numbers, "TrainConfig": TrainConfig}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, bool) or not isinstance(value, allowed[str(field.type)]):
-            raise TypeError(f"{field.name} must not be {value!r:.60}")
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if isinstance(value, bool) or not isinstance(value, allowed[str(each.type)]):
+            raise TypeError(f"{each.name} must not be {value!r:.60}")
         if isinstance(value, TrainConfig):
             _check_types(value)
 

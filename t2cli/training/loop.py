@@ -36,7 +36,11 @@ class TrainingRun:
         self.config = spec.config
         self.folder = folder
         self.listener = listener
+        self.team = adapted.team
         self.trainer = Trainer(adapted, spec.config)
+        self.rooms = (self.trainer.sampled_at_once, self.trainer.trained_at_once, adapted.answers_at_once)
+        for room in self.rooms:
+            room.say = listener.note
         self.publisher = Publisher(adapted, task, spec, folder, listener)
         self.validation: Sequence[Example] = task.examples(
             "validation", spec.config.validation_examples, spec.config.seed
@@ -48,22 +52,33 @@ class TrainingRun:
         Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
         """
         state = self._restore()
-        ended = state is not None and state.best_step > 0 and state.step >= self.config.steps
-        if state is not None and ended and (trained := self.publisher.published(state, registry)):
-            return trained
+        if state is not None and self._ended(state) and state.best_step:
+            before = self.publisher.published(state, registry) if self.team.leads else None
+            if trained := self.team.told(before):
+                return trained
         state = state or self._start()
         self.listener.stage("train", self.config.steps - state.step)
-        while state.step < self.config.steps:
+        while not self._ended(state):
             self._one_step(state)
         self.listener.stage("", 0)
+        if state.step < self.config.steps:
+            self.listener.note(
+                f"ended early, after step {state.step}: none of the last {state.stale} validations found a better "
+                f"checkpoint than {f'that of step {state.best_step}' if state.best_step else 'the base'}"
+            )
         if state.best_step == 0:
-            self.folder.finish("")
+            if self.team.leads:
+                self.folder.finish("")
             raise T2Error(
                 f"no checkpoint was better than the base on {len(self.validation)} validation examples "
                 f"({state.base_accuracy:.1%}): nothing was published",
                 hint="train for more --steps, or with another --learning-rate or --seed",
             )
         return self.publisher.publish(state, registry)
+
+    def _ended(self, state: RunState) -> bool:
+        """Tell whether the steps are done, or `patience` validations went by without a better checkpoint."""
+        return state.step >= self.config.steps or 0 < self.config.patience <= state.stale
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
@@ -74,15 +89,19 @@ class TrainingRun:
         zeros = torch.zeros_like(flat)
         tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
         state = RunState(0, 0.0, 0, accuracy, accuracy, tensors)
-        self.folder.save(state)
+        if self.team.leads:
+            self.folder.save(state)
         return state
 
     def _restore(self) -> RunState | None:
-        state = self.folder.load(self.trainer.flat.numel())
+        state = self.team.told(self.folder.load(self.trainer.flat.numel()) if self.team.leads else None)
         if state is None:
             return None
         self.trainer.restore(state.step, state.tensors)
-        self.folder.metrics.cut_after(state.step)
+        for room, size in zip(self.rooms, state.at_once, strict=False):  # other sizes would round otherwise
+            room.size = size
+        if self.team.leads:
+            self.folder.metrics.cut_after(state.step)
         self.listener.note(f"resuming after step {state.step} of {self.config.steps}")
         return state
 
@@ -113,7 +132,8 @@ class TrainingRun:
             eta=state.seconds / step * (config.steps - step),
             validation=validation,
         )
-        self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
+        if self.team.leads:
+            self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
         self._keep(state, validation)
         self.listener.step(record)
 
@@ -121,10 +141,17 @@ class TrainingRun:
         """Checkpoint the step that was done; remember it if it is the best so far."""
         state.tensors["z"] = self.trainer.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
+        if validation is not None:
+            self.team.check_same(self.trainer.flat)
+            state.stale += 1
         if validation is not None and validation > state.best_accuracy:
-            state.best_accuracy, state.best_step = validation, state.step
+            state.best_accuracy, state.best_step, state.stale = validation, state.step, 0
             state.tensors["best"] = state.tensors["z"]
-        self.folder.save(state)
+        for room in self.rooms:
+            room.size = self.team.least(room.size)
+        state.at_once = [room.size for room in self.rooms]
+        if self.team.leads:
+            self.folder.save(state)
 
     def _validate(self, z: ZVectors | None, on_done: Advance | None = None) -> float:
         right = right_answers(self.adapted, self.task, self.validation, z, on_done=on_done)

@@ -61,9 +61,14 @@ class Publisher:
         evaluation = compare(self.adapted, self.task, z, n=n, seed=EVALUATION_SEED, on_done=self.listener.advance)
         self.listener.stage("", 0)
         self.adapted.release()
-        entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
-        self.folder.finish(entry.reference)
-        return Trained(entry, state.step, state.seconds, evaluation)
+        team, made = self.adapted.team, None
+        if team.leads:
+            entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
+            self.folder.finish(entry.reference)
+            made = Trained(entry, state.step, state.seconds, evaluation)
+        trained = team.told(made)
+        assert trained is not None
+        return trained
 
     def published(self, state: RunState, registry: LocalRegistry) -> Trained | None:
         """Return what this run published before it was killed; it must not be published twice."""
