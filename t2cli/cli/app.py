@@ -24,6 +24,7 @@ from t2cli.lookup import load, near_matches
 COMMANDS = {
     "decompose": "t2cli.cli.decompose:decompose",
     "train": "t2cli.cli.train:train",
+    "curve": "t2cli.cli.curve:curve",
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
     "diff": "t2cli.cli.diff:diff",

@@ -56,6 +56,23 @@ TaskName = Annotated[
         "--task", metavar="TASK", help="What to learn: a built-in task or a YAML file.", autocompletion=task_names
     ),
 ]
+CurvePlot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png", help="Also draw the reward curve into a file (.png, .pdf, .svg)."),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        "--patience",
+        metavar="K",
+        min=0,
+        help="End after K validations without a better checkpoint; 0: never early.",
+        show_default="0",
+    ),
+]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write events for TensorBoard into the run's folder.")
+]
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE.png", help="Also draw the map into a file (.png, .pdf, .svg)."),

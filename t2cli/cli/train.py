@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 import shlex
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed, TaskName
+from t2cli.cli.chart import reward_curve, save_curve
+from t2cli.cli.heatmap import check_picture
+from t2cli.cli.options import (
+    DEFAULT_BASE,
+    Base,
+    CurvePlot,
+    Device,
+    Json,
+    Patience,
+    Quiet,
+    RegistryPath,
+    Seed,
+    TaskName,
+    TensorBoard,
+)
 from t2cli.cli.output import Output
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
@@ -17,10 +32,11 @@ from t2cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from t2cli.models.adapted import AdaptedModel
+    from t2cli.models.team import Team
     from t2cli.registry.local import LocalRegistry
     from t2cli.tasks.base import Task
     from t2cli.training.checkpoint import RunFolder, RunSpec
-    from t2cli.training.loop import Trained
+    from t2cli.training.publish import Trained
 
 OptionalInt = Optional[int]  # noqa: UP045
 OptionalFloat = Optional[float]  # noqa: UP045
@@ -46,6 +62,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of that name.")
     ] = False,
+    patience: Patience = None,
+    plot: CurvePlot = None,
+    tensorboard: TensorBoard = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
     device: Device = "auto",
@@ -57,26 +76,61 @@ def train(
 
     The best checkpoint on validation examples is evaluated on other, held-out ones beside the base
     and published to the registry. Ctrl-C stops after saving; --resume goes on from there with the
-    settings the run began with.
+    settings the run began with. Under torchrun (torchrun --nproc-per-node N -m t2cli train ...) N
+    processes share the work.
     """
+    check_picture(plot)
     out = Output(json=json, quiet=quiet)
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
-    config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
+    config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, patience=patience, seed=seed)
     known_task, spec, home = _asked(task, name, base, config, quiet)
+    given = {"steps": steps, "learning_rate": learning_rate, "patience": patience} if resume else None
+    from t2cli.training.distributed import joined
+
+    with joined(device) as team:
+        out = out if team.leads else Output(quiet=True)
+        trained, folder = _train(out, team, known_task, spec, base, home, given, device, registry, tensorboard)
+        if team.leads:
+            _report(out, trained)
+            _show_curve(out, folder, plot)
+
+
+def _train(
+    out: Output,
+    team: Team,
+    task: Task,
+    spec: RunSpec,
+    base: str,
+    home: str,
+    given: dict[str, float | None] | None,
+    device: str,
+    registry: Path | None,
+    tensorboard: bool,
+) -> tuple[Trained, RunFolder]:
+    """Train in a new run of `home`, or in the newest unfinished one; `given` are the options of a resumed run."""
     from t2cli.cli.session import open_model, search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import check_examples
+    from t2cli.training.tensorboard import check_tensorboard
 
-    folder = run_to_resume(home, spec.expert) if resume else None
-    if folder is not None:
-        spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
-    check_examples(known_task, spec.config)  # now, and not after hours of training
-    adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
-    again = _resuming(spec, known_task.name, registry)
+    if tensorboard:
+        check_tensorboard()
+    folder = run_to_resume(home, spec.expert) if given is not None and team.leads else None
+    if folder is not None and given is not None:
+        spec = _settings_of(folder, spec, given, out)
+    spec = team.told(spec)
+    check_examples(task, spec.config)  # now, and not after hours of training
+    adapted = open_model(base, device=device, selection=spec.config.selection, quiet=out.quiet)
+    adapted.team = team
+    again = _resuming(spec, task.name, registry)
+    if folder is None and team.leads:
+        folder = new_run(home, spec)
+    folder = team.told(folder)
+    assert folder is not None
     entries = LocalRegistry(search_path(registry))
-    _report(out, _run(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
+    return _run(out, adapted, task, spec, folder, entries, again, tensorboard), folder
 
 
 def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) -> tuple[Task, RunSpec, str]:
@@ -133,20 +187,35 @@ def _run(
     folder: RunFolder,
     registry: LocalRegistry,
     again: str,
+    tensorboard: bool,
 ) -> Trained:
     """Train in `folder`; `again` is the command that goes on after an interrupt."""
     from t2cli.cli.training_progress import TrainingProgress
     from t2cli.training.loop import TrainingRun
+    from t2cli.training.tensorboard import WithEvents
 
-    with folder.claimed(), TrainingProgress(out) as listener:
+    leads = adapted.team.leads
+    with folder.claimed() if leads else nullcontext(), TrainingProgress(out) as shown:
         try:
             out.say(f"run: {folder.path}")
             adapted.prepare(quiet=out.quiet)
-            return TrainingRun(adapted, task, spec, folder, listener).run(registry)
+            events = leads and (tensorboard or (folder.path / "tensorboard").is_dir())  # once begun, they go on
+            with closing(WithEvents(shown, folder)) if events else nullcontext(shown) as listener:
+                return TrainingRun(adapted, task, spec, folder, listener).run(registry)
         except KeyboardInterrupt as error:
             state = folder.load()
             done = f"after step {state.step}, which is saved" if state and state.step else "before the first step"
             raise Interrupted(f"stopped {done} in {folder.path}", hint=f"go on with: {again}") from error
+
+
+def _show_curve(out: Output, folder: RunFolder, plot: Path | None) -> None:
+    """Show how the reward rose, and draw it into a file where asked."""
+    records = folder.metrics.done()
+    for line in reward_curve(records) if len(records) > 1 else []:
+        out.say(line)
+    if plot is not None and records:
+        save_curve(records, plot, f"{folder.spec().expert}: reward in training")
+        out.say(f"wrote {plot}")
 
 
 def _report(out: Output, trained: Trained) -> None:

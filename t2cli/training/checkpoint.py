@@ -4,6 +4,7 @@
         run.json              what was asked for; written once
         state.safetensors     z, the best z, the optimiser's moments, and the counters; replaced after every step
         metrics.jsonl         a line per step
+        tensorboard/          the same as events, where they were asked for
         expert.txt            the reference of the published expert, when the run is finished
 
 Random numbers need no state: those of a step come from the seed and the step's number.
@@ -68,6 +69,12 @@ class RunFolder:
     def finished(self) -> bool:
         """Tell whether the run has published its expert, or ended without one."""
         return (self.path / "expert.txt").is_file()
+
+    @property
+    def published(self) -> str:
+        """Return the reference of the published expert; "" while there is none."""
+        path = self.path / "expert.txt"
+        return path.read_text().strip() if path.is_file() else ""
 
     def finish(self, reference: str) -> None:
         """Record the published expert; "" when there was nothing to publish."""
