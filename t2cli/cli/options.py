@@ -39,7 +39,10 @@ RegistryPath = Annotated[
         show_default="T2_REGISTRY, else T2_HOME/registry and the shipped experts",
     ),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps", "spread"],
+    typer.Option("--device", help="Where to compute; spread: one base over all GPUs."),
+]
 AllowForeign = Annotated[
     bool, typer.Option("--allow-foreign", help="Use experts of a foreign base too, where the shapes fit.")
 ]

@@ -112,8 +112,13 @@ def joined(device: str) -> Iterator[Team]:
     import torch
     import torch.distributed as dist
 
-    from t2cli.models.base import resolve_device
+    from t2cli.models.base import SPREAD, resolve_device
 
+    if device == SPREAD:
+        raise UsageError(
+            "--device spread is for one process, which uses all devices",
+            hint="start t2 train without torchrun, or leave out --device",
+        )
     on_cuda = resolve_device(device).type == "cuda"
     if on_cuda:
         if place.local_rank >= torch.cuda.device_count():

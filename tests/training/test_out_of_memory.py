@@ -165,18 +165,18 @@ def test_a_run_says_it_goes_on_and_resumes_with_the_same_sizes(open_counting: Op
 
     def crowded() -> AdaptedModel:
         adapted = open_counting()
-        Crowded(adapted, 150)
+        Crowded(adapted, 60)
         return adapted
 
     whole = start(crowded(), listener=Noting()).run(registry)
-    assert any(re_said in note for note in notes for re_said in ["rollouts at once: going on with"])
+    assert any(note.startswith("memory ran out with") and "in the gradient at once" in note for note in notes), notes
     first = start(crowded(), listener=Heard(after_step=2))
     with pytest.raises(KeyboardInterrupt):
         first.run(registry)
     state = first.folder.load()
     assert state is not None
     assert state.at_once == [room.size for room in first.rooms]
-    assert state.at_once[0] < SMALL.prompts_per_step * SMALL.group
+    assert state.at_once[1] < SMALL.micro_batch
     free_again = start(open_counting(), folder=first.folder)  # the memory is there again, and is not used
     assert free_again.run(registry).entry.z_bytes() == whole.entry.z_bytes()
     assert [room.size for room in free_again.rooms][:2] == state.at_once[:2]
@@ -205,9 +205,9 @@ def test_every_item_is_worked_on_once_and_in_order() -> None:
         return list(part)
 
     assert [item for part in room.over(range(12), work) for item in part] == list(range(12))
-    assert seen == [8, 4, 4, 2, 2, 1, 1, 1] or seen[0] == 8
+    assert seen == [8, 4, 4, 2, 2, 2, 2, 1, 1]
     assert said[0] == "memory ran out with 8 things at once: going on with 4"
-    assert room.size < 8
+    assert room.size == 1
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
