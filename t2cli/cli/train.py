@@ -90,10 +90,7 @@ def train(
 
     with joined(device) as team:
         out = out if team.leads else Output(quiet=True)
-        trained, folder = _train(out, team, known_task, spec, base, home, given, device, registry, tensorboard)
-        if team.leads:
-            _report(out, trained)
-            _show_curve(out, folder, plot)
+        _train(out, team, known_task, spec, base, home, given, device, registry, plot, tensorboard)
 
 
 def _train(
@@ -106,8 +103,9 @@ def _train(
     given: dict[str, float | None] | None,
     device: str,
     registry: Path | None,
+    plot: Path | None,
     tensorboard: bool,
-) -> tuple[Trained, RunFolder]:
+) -> None:
     """Train in a new run of `home`, or in the newest unfinished one; `given` are the options of a resumed run."""
     from t2cli.cli.session import open_model, search_path
     from t2cli.registry.local import LocalRegistry
@@ -130,7 +128,10 @@ def _train(
     folder = team.told(folder)
     assert folder is not None
     entries = LocalRegistry(search_path(registry))
-    return _run(out, adapted, task, spec, folder, entries, again, tensorboard), folder
+    trained = _run(out, adapted, task, spec, folder, entries, again, tensorboard)
+    if team.leads:
+        _report(out, trained)
+        _show_curve(out, folder, plot)
 
 
 def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) -> tuple[Task, RunSpec, str]:

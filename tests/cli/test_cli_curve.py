@@ -68,7 +68,7 @@ def test_in_ascii_a_rising_reward_rises(monkeypatch: pytest.MonkeyPatch) -> None
     assert min(tops) == 0
     without = [top for column, top in enumerate(tops) if column not in (7, 15)]
     assert without == sorted(without, reverse=True)
-    assert drawn[0].rstrip().endswith("o") or "o" in drawn[0]
+    assert "o" in drawn[0]
     assert sum(line.count("o") for line in drawn) == 2
     assert (lines[0].split()[0], lines[0].split()[-1]) == ("+1.10", "1.05")
     assert lines[8].split() == ["step", "1", "16"]
