@@ -45,6 +45,7 @@ class TrainConfig:
     micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
     validate_every: int = 10
     validation_examples: int = 100
+    patience: int = 0  # validations without a better checkpoint before the run ends; 0: it never ends early
     evaluation_examples: int = 300
     selection: str = "all"
     seed: int = 0

@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "t2cli.cli.train:train",
     "eval": "t2cli.cli.eval:evaluate",
     "reproduce": "t2cli.cli.reproduce:reproduce",
+    "curve": "t2cli.cli.curve:curve",
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
     "diff": "t2cli.cli.diff:diff",

@@ -13,7 +13,7 @@ import typer
 from t2cli.cli.completion import base_names, expert_names, task_names
 from t2cli.cli.options import DEFAULT_BASE, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output, one_line
-from t2cli.cli.train import run_shown
+from t2cli.cli.training_run import run_shown
 from t2cli.errors import IncompatibleBaseError, Interrupted, NotFoundError, T2Error, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from t2cli.registry.manifest import EvaluationRecord
     from t2cli.tasks.base import Task
     from t2cli.training.checkpoint import RunFolder, RunSpec
-    from t2cli.training.loop import Trained
+    from t2cli.training.publish import Trained
     from t2cli.training.recorded import Reproduction, Settings
 
 

@@ -4,6 +4,7 @@
         run.json              what was asked for; written once
         state.safetensors     z, the best z, the optimiser's moments, and the counters; replaced after every step
         metrics.jsonl         a line per step
+        tensorboard/          the same as events, where they were asked for
         expert.txt            the reference of the published expert, when the run is finished
 
 Random numbers need no state: those of a step come from the seed and the step's number.
@@ -56,6 +57,8 @@ class RunState:
     best_accuracy: float
     base_accuracy: float
     tensors: dict[str, torch.Tensor]  # z, best, exp_avg, exp_avg_sq: each (parameters,)
+    stale: int = 0  # validations since the best
+    at_once: list[int] = field(default_factory=list)  # rollouts, prompts and answers that memory had room for
 
 
 class RunFolder:
@@ -69,6 +72,12 @@ class RunFolder:
     def finished(self) -> bool:
         """Tell whether the run has published its expert, or ended without one."""
         return (self.path / "expert.txt").is_file()
+
+    @property
+    def published(self) -> str:
+        """Return the reference of the published expert; "" while there is none."""
+        path = self.path / "expert.txt"
+        return path.read_text().strip() if path.is_file() else ""
 
     def finish(self, reference: str) -> None:
         """Record the published expert; "" when there was nothing to publish."""
@@ -91,13 +100,7 @@ class RunFolder:
         from safetensors.torch import save
 
         counters = json.dumps(
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "best_step": state.best_step,
-                "best_accuracy": state.best_accuracy,
-                "base_accuracy": state.base_accuracy,
-            }
+            {each.name: getattr(state, each.name) for each in fields(state) if each.name != "tensors"}
         )
         tensors = {name: state.tensors[name].detach().cpu().clone() for name in TENSORS}
         metadata = {"format": FORMAT, "counters": counters, "sha256": _digest(counters, tensors)}

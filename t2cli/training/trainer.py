@@ -6,7 +6,8 @@ Deviations from the paper:
 1. Rollouts are sampled, G per prompt, with a leave-one-out baseline (see svf/policy_gradient.py).
 2. W' is the one that the rollouts were sampled with; the gradient of z follows from it in closed form
    (svf/gradient.py). Where W' would be rounded to less than float32, autograd goes through the factored form instead.
-3. Prompts and their rollouts share one row (see packing.py); micro-batches only bound the memory.
+3. Prompts and their rollouts share one row (see packing.py); micro-batches only bound the memory, and are halved
+   where it runs out. Processes that train together share the prompts and add their gradients.
 4. Prompts whose rollouts are all right or all wrong have no advantage; they are left out of the gradient, KL term
    included, which saves most of its cost while a task is mostly failed or mostly solved.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from torch import nn
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.memory import Room
 from t2cli.svf.policy_gradient import leave_one_out, policy_gradient_loss
 from t2cli.svf.zvector import ZVectors, unflatten
 from t2cli.training.packing import pack, rollout_logp
@@ -58,6 +60,8 @@ class Trainer:
         self.flat = nn.Parameter(torch.ones(sum(self.ranks.values()), device=adapted.base.device))
         self.optimizer = torch.optim.AdamW([self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
         self.steps_done = 0
+        self.sampled_at_once = Room(config.prompts_per_step * config.group, "rollouts")
+        self.trained_at_once = Room(config.micro_batch, "prompts in the gradient")
         self._z: ZVectors | None = None
 
     def z(self) -> ZVectors:
@@ -87,9 +91,10 @@ class Trainer:
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
         """Answer the examples with the current z, and update it once from the rewards."""
         started = time.monotonic()
-        rollouts = collect(self.adapted, task, examples, self.z(), self.config, generator)
+        rollouts = collect(self.adapted, task, examples, self.z(), self.config, generator, self.sampled_at_once)
         sampled = time.monotonic() - started
-        return replace(self.step(rollouts), tokens=rollouts.tokens, sampling_seconds=sampled)
+        (tokens,) = self.adapted.team.total(rollouts.tokens)
+        return replace(self.step(rollouts), tokens=round(tokens), sampling_seconds=sampled)
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint keeps of the optimiser: exp_avg and exp_avg_sq (parameters,)."""
@@ -98,14 +103,17 @@ class Trainer:
 
     def step(self, rollouts: Rollouts) -> StepResult:
         """Update z once from the rollouts. Raises T2Error if the gradient is not finite, leaving z as it was."""
-        advantages = leave_one_out(rollouts.rewards)
-        self.optimizer.zero_grad(set_to_none=True)
-        kl_sum, informative = 0.0, 0
-        for part in self._parts(advantages):
-            kl_sum += self._accumulate(rollouts, advantages, part) * len(part)
-            informative += len(part)
-        if self.flat.grad is None:  # nothing to learn from this step
-            self.flat.grad = torch.zeros_like(self.flat)
+        team, advantages = self.adapted.team, leave_one_out(rollouts.rewards)
+        informative = (advantages != 0).any(dim=1).nonzero().flatten().tolist()  # the prompts that teach something
+        reward, count, prompts, teaching = team.total(
+            float(rollouts.rewards.sum()), rollouts.rewards.numel(), len(rollouts.prompts), len(informative)
+        )
+        self.flat.grad = torch.zeros_like(self.flat)
+        found = self.trained_at_once.over(
+            informative, lambda part: self._accumulate(rollouts, advantages, list(part), round(count))
+        )
+        kl, tokens = team.total(sum(kl for kl, _ in found), sum(tokens for _, tokens in found))
+        team.add(self.flat.grad)
         norm = float(nn.utils.clip_grad_norm_([self.flat], self.config.max_gradient_norm))
         if not math.isfinite(norm):
             raise T2Error(
@@ -123,21 +131,20 @@ class Trainer:
         self._z = None
         self.adapted.release()  # W' of the z before
         return StepResult(
-            reward=float(rollouts.rewards.mean()),
-            kl=kl_sum / max(1, informative),
+            reward=reward / count,
+            kl=kl / max(1, tokens),
             gradient_norm=norm,
             learning_rate=rate,
-            informative=informative / len(rollouts.prompts),
+            informative=teaching / prompts,
         )
 
-    def _parts(self, advantages: torch.Tensor) -> Iterator[list[int]]:
-        """Yield the informative prompts, a micro-batch at a time."""
-        rows = (advantages != 0).any(dim=1).nonzero().flatten().tolist()
-        for start in range(0, len(rows), self.config.micro_batch):
-            yield rows[start : start + self.config.micro_batch]
+    def _accumulate(
+        self, rollouts: Rollouts, advantages: torch.Tensor, part: list[int], count: int
+    ) -> tuple[float, float]:
+        """Add the gradient of some prompts' rollouts, out of `count`; return the sum of their KL and of their tokens.
 
-    def _accumulate(self, rollouts: Rollouts, advantages: torch.Tensor, part: list[int]) -> float:
-        """Add the gradient of some prompts' rollouts; return their mean KL per token."""
+        Nothing is added where memory runs out on the way.
+        """
         model, device = self.adapted.model, self.adapted.base.device
         groups = [[completion.ids for completion in rollouts.groups[row]] for row in part]
         packed = pack([rollouts.prompts[row] for row in part], groups, device)
@@ -151,10 +158,13 @@ class Trainer:
                 packed.mask.flatten(0, 1),
                 advantages[part].flatten().to(device),
                 kl_coefficient=self.config.kl_coefficient,
-                rollouts=rollouts.rewards.numel(),
+                rollouts=count,
             )
-            loss.total.backward()  # type: ignore[no-untyped-call]
-        return float(loss.kl)
+            (gradient,) = torch.autograd.grad(loss.total, [self.flat])
+        assert self.flat.grad is not None
+        self.flat.grad += gradient
+        tokens = float(packed.mask.sum())
+        return float(loss.kl) * tokens, tokens
 
     def _policy(self) -> AbstractContextManager[None]:
         """Answer as the current z, with gradients that reach it."""

@@ -297,3 +297,50 @@ def test_the_settings_a_run_saves_are_all_of_them(begun: Callable[..., RunFolder
     config = begun(seed=9).spec().config
     assert isinstance(config, TrainConfig)
     assert config == preset("t2", steps=10, learning_rate=0.03, seed=9)
+
+
+def test_events_a_picture_and_a_curve(train: Callable, run: Callable, options: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("matplotlib")
+    result = train(*FAST, "--tensorboard", "--plot", tmp_path / "curve.png", "--patience", "9")
+    assert result.exit_code == 0, result.stderr
+    (folder,) = runs(tmp_path)
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "accuracy in validation (right)" in result.stderr
+    assert RunFolder(folder).spec().config.patience == 9
+    shown = run("curve", "divisors@1", *options[2:])
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout in result.stderr
+
+
+def test_without_tensorboard_it_says_how_to_get_it(
+    train: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    refused(train("--tensorboard"), 1, "tensorboard, which is not installed", "t2cli[tensorboard]")
+    assert runs(tmp_path) == []
+
+
+def test_torchrun_publishes_once_and_one_process_talks(options: list[str], tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "t2cli"]
+    command = [*launch, "train", *options, *FAST, "--json", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    (entry,) = published()
+    assert json.loads(result.stdout)["digest"] == entry.digest  # one object: it would not parse otherwise
+    assert [line.split()[1] for line in result.stderr.splitlines() if line.startswith("step ")] == [
+        f"{step}/10" for step in range(1, 11)
+    ]
+    (folder,) = runs(tmp_path)
+    assert RunFolder(folder).published == entry.reference
+
+
+def test_torchrun_and_spread_are_not_for_each_other(
+    train: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, str(value))
+    refused(train("--device", "spread"), 2, "spread is for one process", "torchrun")
+    assert runs(tmp_path) == []

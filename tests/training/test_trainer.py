@@ -133,6 +133,19 @@ def test_prompts_that_teach_nothing_are_left_out(counting: AdaptedModel) -> None
     assert result.reward == -0.5
 
 
+def test_equal_rewards_cost_no_pass_through_the_model(counting: AdaptedModel) -> None:
+    trainer = Trainer(counting, SMALL)
+    rollouts = rollouts_of(counting, trainer.z(), prompts=3)
+    read: list[int] = []
+    counting.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    equal, mixed = [1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0]
+    trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.tensor([equal, [-1.0] * 4, equal])))
+    assert read == []
+    trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.tensor([equal, mixed, equal])))
+    answers = sum(len(completion.ids) for completion in rollouts.groups[1])
+    assert read == [len(rollouts.prompts[1]) + answers] * 2  # the base's pass and the policy's; nothing is padded
+
+
 @pytest.mark.parametrize("reward", [1.0, -1.0])
 def test_a_step_that_teaches_nothing_leaves_z(reward: float, counting: AdaptedModel) -> None:
     trainer = shifted(Trainer(counting, SMALL))
