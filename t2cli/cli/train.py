@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
@@ -32,13 +33,31 @@ def train(
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")
     ] = "",
-    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="A tested set of settings.")] = "t2",
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="A tested set of settings: t2, paper or reference.")
+    ] = "t2",
+    trainer: Annotated[
+        Literal["policy-gradient", "evolution"],
+        typer.Option("--trainer", help="How to learn from rewards; evolution needs no backward pass."),
+    ] = "policy-gradient",
+    adapter: Annotated[
+        Literal["svf", "lora"],
+        typer.Option("--adapter", help="What to train; a LoRA is saved in the run's folder, to compare with."),
+    ] = "svf",
+    rank: Annotated[
+        OptionalInt, typer.Option("--rank", min=1, help="Rank of a LoRA.", show_default=str(DEFAULTS.rank))
+    ] = None,
     steps: Annotated[
-        OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default=str(DEFAULTS.steps))
+        OptionalInt, typer.Option("--steps", min=1, help="Updates.", show_default=str(DEFAULTS.steps))
     ] = None,
     learning_rate: Annotated[
         OptionalFloat,
-        typer.Option("--learning-rate", min=0.0, help="Step size of AdamW.", show_default=str(DEFAULTS.learning_rate)),
+        typer.Option(
+            "--learning-rate",
+            min=0.0,
+            help="Step size.",
+            show_default=f"{DEFAULTS.learning_rate}; LoRA: 0.0002; evolution: 0.5",
+        ),
     ] = None,
     targets: Annotated[
         Literal["all", "mlp", "attention"], typer.Option("--targets", help="Which linear layers get a z.")
@@ -62,7 +81,8 @@ def train(
     out = Output(json=json, quiet=quiet)
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
-    config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
+    given = {"steps": steps, "learning_rate": learning_rate, "rank": rank}
+    config = _config(preset, trainer=trainer, adapter=adapter, selection=targets, seed=seed, **given)
     known_task, spec, home = _asked(task, name, base, config, quiet)
     from t2cli.cli.session import open_model, search_path
     from t2cli.registry.local import LocalRegistry
@@ -71,12 +91,26 @@ def train(
 
     folder = run_to_resume(home, spec.expert) if resume else None
     if folder is not None:
-        spec = _settings_of(folder, spec, {"steps": steps, "learning_rate": learning_rate}, out)
+        spec = _settings_of(folder, spec, given, out)
     check_examples(known_task, spec.config)  # now, and not after hours of training
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
     again = _resuming(spec, known_task.name, registry)
     entries = LocalRegistry(search_path(registry))
     _report(out, _run(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
+
+
+def _config(preset: str, **given: object) -> TrainConfig:
+    """Return the preset with what was given; raises UsageError for options that do not go together."""
+    if given["rank"] is not None and given["adapter"] != "lora":
+        raise UsageError("--rank is for a LoRA", hint="add --adapter lora, or leave out --rank")
+    if given["adapter"] == "lora":
+        from t2cli.training.lora import require_peft
+
+        require_peft()
+    try:
+        return settings(preset, **given)
+    except ValueError as error:
+        raise UsageError(f"these options do not go together: {error}", hint="leave one of them out") from error
 
 
 def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) -> tuple[Task, RunSpec, str]:
@@ -95,7 +129,7 @@ def _asked(task: str, name: str, base: str, config: TrainConfig, quiet: bool) ->
     return known_task, RunSpec(place, expert, base, identity.weights, config), identity.folder_name
 
 
-def _settings_of(folder: RunFolder, asked: RunSpec, given: dict[str, float | None], out: Output) -> RunSpec:
+def _settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, float | None], out: Output) -> RunSpec:
     """Return what the run to resume was asked to do.
 
     Raises UsageError if that was another task; warns of options that were `given` and are not what it began with.
@@ -141,12 +175,19 @@ def _run(
     with folder.claimed(), TrainingProgress(out) as listener:
         try:
             out.say(f"run: {folder.path}")
-            adapted.prepare(quiet=out.quiet)
-            return TrainingRun(adapted, task, spec, folder, listener).run(registry)
+            if spec.config.adapter == "svf":
+                adapted.prepare(quiet=out.quiet)
+            training = TrainingRun(adapted, task, spec, folder, listener)
+            out.say(f"{_what(spec.config)}: {training.policy.flat.numel():,} numbers to train")
+            return training.run(registry)
         except KeyboardInterrupt as error:
             state = folder.load()
             done = f"after step {state.step}, which is saved" if state and state.step else "before the first step"
             raise Interrupted(f"stopped {done} in {folder.path}", hint=f"go on with: {again}") from error
+
+
+def _what(config: TrainConfig) -> str:
+    return f"LoRA of rank {config.rank}" if config.adapter == "lora" else "z"
 
 
 def _report(out: Output, trained: Trained) -> None:
@@ -156,18 +197,21 @@ def _report(out: Output, trained: Trained) -> None:
     out.emit(
         "train",
         {
-            "expert": entry.reference,
-            "digest": entry.digest,
-            "path": str(entry.path),
+            "expert": entry.reference if entry else "",
+            "digest": entry.digest if entry else "",
+            "path": str(entry.path if entry else trained.adapter),
             "steps": trained.steps,
             "seconds": round(trained.seconds, 1),
             "evaluation": [asdict(evaluation)],
         },
     )
+    name = entry.reference if entry else "LoRA"
     low, high = evaluation.gain_ci95 or (evaluation.gain, evaluation.gain)
     verdict = "" if evaluation.mcnemar_p < 0.05 else "; not distinguishable from the base"
     out.data(
-        f"{entry.reference}: {evaluation.task} {evaluation.base_accuracy:.3f} -> {evaluation.expert_accuracy:.3f} "
+        f"{name}: {evaluation.task} {evaluation.base_accuracy:.3f} -> {evaluation.expert_accuracy:.3f} "
         f"(gain {100 * evaluation.gain:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
         f"McNemar p = {evaluation.mcnemar_p:.2g}, n = {evaluation.n} held-out questions{verdict})"
     )
+    if trained.adapter:
+        out.say(f"a LoRA is no expert of the registry; PEFT loads it from {trained.adapter}")

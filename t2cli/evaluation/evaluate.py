@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from t2cli.evaluation.statistics import paired_gain, wilson
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.answerer import Answerer
 from t2cli.models.generate import greedy_in_batches
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example, Task
 
 Advance = Callable[[int], None]
+Use = Callable[[], AbstractContextManager[None]]  # puts the base, an expert or another policy in use for a block
 
 ROOM = 4  # an evaluation lets answers be this many times as long as in training, so that a wordy base is not cut short
 
@@ -25,10 +28,17 @@ def right_answers(
     on_done: Advance | None = None,
 ) -> list[bool]:
     """Return for each example whether the greedy answer is right, under `z` or under the base (None)."""
-    prompts = [adapted.base.encode(task.messages(example)) for example in examples]
     with adapted.reference() if z is None else adapted.use_z(z):
-        completions = greedy_in_batches(adapted, prompts, ROOM * task.max_new_tokens, on_done=on_done)
-    texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
+        return answered_right(adapted, task, examples, on_done=on_done)
+
+
+def answered_right(
+    answerer: Answerer, task: Task, examples: Sequence[Example], *, on_done: Advance | None = None
+) -> list[bool]:
+    """Return for each example whether the greedy answer is right, under what is in use."""
+    prompts = [answerer.base.encode(task.messages(example)) for example in examples]
+    completions = greedy_in_batches(answerer, prompts, ROOM * task.max_new_tokens, on_done=on_done)
+    texts = [answerer.base.decode(list(completion.ids)) for completion in completions]
     return [task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)]
 
 
@@ -46,9 +56,27 @@ def compare(
 
     The test split shares no question with training or validation, whatever their seeds. `on_done` counts to 2 n.
     """
+    uses = adapted.reference, lambda: adapted.use_z(z)
+    return compare_uses(adapted, task, *uses, n=n, seed=seed, split=split, on_done=on_done)
+
+
+def compare_uses(
+    answerer: Answerer,
+    task: Task,
+    reference: Use,
+    policy: Use,
+    *,
+    n: int,
+    seed: int,
+    split: str = "test",
+    on_done: Advance | None = None,
+) -> EvaluationRecord:
+    """Return the paired evaluation of what `policy` puts in use against what `reference` does, as `compare`."""
     examples = task.examples(split, n, seed)
-    base = right_answers(adapted, task, examples, None, on_done=on_done)
-    expert = right_answers(adapted, task, examples, z, on_done=on_done)
+    with reference():
+        base = answered_right(answerer, task, examples, on_done=on_done)
+    with policy():
+        expert = answered_right(answerer, task, examples, on_done=on_done)
     paired = paired_gain(base, expert)
     return EvaluationRecord(
         task=task.name,

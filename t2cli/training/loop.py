@@ -10,14 +10,16 @@ import hashlib
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
+from pathlib import Path
 
 import torch
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
-from t2cli.evaluation.evaluate import Advance, compare, right_answers
+from t2cli.evaluation.evaluate import Advance, answered_right, compare_uses
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.basis_cache import singular_values
 from t2cli.registry.local import ExpertEntry, LocalRegistry
@@ -33,11 +35,13 @@ from t2cli.registry.manifest import (
 )
 from t2cli.registry.vectors import z_to_bytes
 from t2cli.svf.fingerprint import spectrum_sketch
-from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example, Task
+from t2cli.training.adapter_folder import save_adapter
+from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
-from t2cli.training.trainer import Trainer
+from t2cli.training.policy import Saves, SVFPolicy
 
 SHOWN, SHOWN_FROM, LONGEST_SHOWN = 4, 64, 300  # questions in a manifest, out of how many, and characters of each
 EVALUATION_SEED = 0  # the same questions for every run, so that experts of a task can be compared
@@ -46,12 +50,16 @@ SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run made. `seconds` is training with validation, without the final evaluation."""
+    """What a run made: the `entry` of an expert, or the folder of an `adapter`, which is none.
 
-    entry: ExpertEntry
+    `seconds` is training with validation, without the final evaluation.
+    """
+
+    entry: ExpertEntry | None
     steps: int
     seconds: float
     evaluation: EvaluationRecord
+    adapter: Path | None = None
 
 
 class TrainingRun:
@@ -64,7 +72,8 @@ class TrainingRun:
         self.config = spec.config
         self.folder = folder
         self.listener = listener
-        self.trainer = Trainer(adapted, spec.config)
+        self.trainer = algorithm_of(adapted, spec.config)
+        self.policy = self.trainer.policy
         self.validation: Sequence[Example] = task.examples(
             "validation", spec.config.validation_examples, spec.config.seed
         )
@@ -93,10 +102,10 @@ class TrainingRun:
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
-        accuracy = self._validate(None, on_done=self.listener.advance)
+        accuracy = self._validate(self.policy.reference(), on_done=self.listener.advance)
         self.listener.stage("", 0)
         self.listener.note(f"base accuracy on {len(self.validation)} validation examples: {accuracy:.3f}")
-        flat = self.trainer.flat.detach()
+        flat = self.policy.flat.detach()
         zeros = torch.zeros_like(flat)
         tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
         state = RunState(0, 0.0, 0, accuracy, accuracy, tensors)
@@ -104,7 +113,7 @@ class TrainingRun:
         return state
 
     def _restore(self) -> RunState | None:
-        state = self.folder.load(self.trainer.flat.numel())
+        state = self.folder.load(self.policy.flat.numel())
         if state is None:
             return None
         self.trainer.restore(state.step, state.tensors)
@@ -121,7 +130,7 @@ class TrainingRun:
         step = state.step + 1
         validation = None
         if step % config.validate_every == 0 or step == config.steps:
-            validation = self._validate(self.trainer.z())
+            validation = self._validate(self.policy.answering())
         seconds = time.monotonic() - started
         state.step, state.seconds = step, state.seconds + seconds
         record = StepRecord(
@@ -145,35 +154,45 @@ class TrainingRun:
 
     def _keep(self, state: RunState, validation: float | None) -> None:
         """Checkpoint the step that was done; remember it if it is the best so far."""
-        state.tensors["z"] = self.trainer.flat.detach().clone()
+        state.tensors["z"] = self.policy.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
         if validation is not None and validation > state.best_accuracy:
             state.best_accuracy, state.best_step = validation, state.step
             state.tensors["best"] = state.tensors["z"]
         self.folder.save(state)
 
-    def _validate(self, z: ZVectors | None, on_done: Advance | None = None) -> float:
-        right = right_answers(self.adapted, self.task, self.validation, z, on_done=on_done)
-        self.adapted.release()
+    def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> float:
+        with use:
+            right = answered_right(self.policy.answerer, self.task, self.validation, on_done=on_done)
+        self.policy.release()
         return sum(right) / len(right)
 
     def _publish(self, state: RunState, registry: LocalRegistry) -> Trained:
-        best = unflatten(state.tensors["best"].cpu(), self.trainer.ranks)
-        z = ZVectors(best)
-        n = self.config.evaluation_examples
+        best, n = state.tensors["best"], self.config.evaluation_examples
         self.listener.stage(f"evaluate on {n} test examples", 2 * n)
-        evaluation = compare(self.adapted, self.task, z, n=n, seed=EVALUATION_SEED, on_done=self.listener.advance)
+        uses = self.policy.reference, lambda: self.policy.answering(best)
+        model, heard = self.policy.answerer, self.listener.advance
+        evaluation = compare_uses(model, self.task, *uses, n=n, seed=EVALUATION_SEED, on_done=heard)
         self.listener.stage("", 0)
-        self.adapted.release()
-        entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
+        self.policy.release()
+        if isinstance(self.policy, Saves):
+            adapter = save_adapter(self.folder, self.policy, best, evaluation)
+            self.folder.finish("")
+            return Trained(None, state.step, state.seconds, evaluation, adapter)
+        entry = registry.put(self._manifest(state, evaluation), z_to_bytes(self._z_of(state)))
         self.folder.finish(entry.reference)
         return Trained(entry, state.step, state.seconds, evaluation)
 
+    def _z_of(self, state: RunState) -> ZVectors:
+        """Return the best z of an SVF run: what is published are the effective factors, however they were trained."""
+        assert isinstance(self.policy, SVFPolicy)
+        return self.policy.z_of(state.tensors["best"].to(self.policy.flat.device))
+
     def _published(self, state: RunState, registry: LocalRegistry) -> Trained | None:
         """Return what this run published before it was killed; it must not be published twice."""
-        if state.step < self.config.steps or state.best_step == 0:
+        if state.step < self.config.steps or state.best_step == 0 or not isinstance(self.policy, SVFPolicy):
             return None
-        blob = z_to_bytes(ZVectors(unflatten(state.tensors["best"].cpu(), self.trainer.ranks)))
+        blob = z_to_bytes(self._z_of(state))
         sha256 = hashlib.sha256(blob).hexdigest()
         for entry in registry.list(base_digest=self.spec.weights):
             manifest = entry.manifest
@@ -195,7 +214,7 @@ class TrainingRun:
             category=task.category,
             description=task.description,
             base=base_record(self.adapted),
-            targets=TargetsRecord(config.selection, len(self.adapted.targets), self.trainer.flat.numel()),
+            targets=TargetsRecord(config.selection, len(self.adapted.targets), self.policy.flat.numel()),
             z=ZRecord("z.safetensors", "0" * 64, "linear"),
             examples=showcase(task, config.seed),
             training=TrainingRecord(

@@ -1,4 +1,4 @@
-"""Sample answers to a task's examples under the current z, and have them judged.
+"""Sample answers to a task's examples under the policy in use, and have them judged.
 
 The token ids are kept as sampled: text decoded and tokenised again may be other tokens, with other log-probabilities.
 A completion that did not end within the task's limit counts as wrong: otherwise the model learns to give the answer
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from t2cli.config import SamplingConfig, TrainConfig
-from t2cli.models.adapted import AdaptedModel
+from t2cli.models.answerer import Answerer
 from t2cli.models.generate import Completion, generate
-from t2cli.svf.zvector import ZVectors
 
 if TYPE_CHECKING:
     from t2cli.tasks.base import Example, Task
@@ -37,28 +36,26 @@ class Rollouts:
 
 
 def collect(
-    adapted: AdaptedModel,
+    answerer: Answerer,
     task: Task,
     examples: Sequence[Example],
-    z: ZVectors,
     config: TrainConfig,
     generator: torch.Generator,
 ) -> Rollouts:
-    """Answer each example `config.group` times at `config.temperature` with folded weights; judge the answers."""
-    prompts = [adapted.base.encode(task.messages(example)) for example in examples]
+    """Answer each example `config.group` times at `config.temperature` as what is in use; judge the answers."""
+    prompts = [answerer.base.encode(task.messages(example)) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens, temperature=config.temperature)
-    with adapted.use_z(z):
-        flat = generate(adapted, prompts, sampling, copies=config.group, generator=generator)
+    flat = generate(answerer, prompts, sampling, copies=config.group, generator=generator)
     groups = [flat[start : start + config.group] for start in range(0, len(flat), config.group)]
     rewards = [
-        [judged(adapted, task, example, completion) for completion in group]
+        [judged(answerer, task, example, completion) for completion in group]
         for example, group in zip(examples, groups, strict=True)
     ]
     return Rollouts(prompts, groups, torch.tensor(rewards))
 
 
-def judged(adapted: AdaptedModel, task: Task, example: Example, completion: Completion) -> float:
+def judged(answerer: Answerer, task: Task, example: Example, completion: Completion) -> float:
     """Return the reward of a rollout, -1 or +1."""
     if not completion.ended:
         return -1.0
-    return task.reward(example, adapted.base.decode(list(completion.ids)))
+    return task.reward(example, answerer.base.decode(list(completion.ids)))
