@@ -56,7 +56,7 @@ class TrainConfig:
     max_gradient_norm: float = 1.0
     weight_decay: float = 0.0
     population: int = 16  # evolution: candidates per step, in pairs
-    sigma: float = 0.01  # evolution: standard deviation of a candidate's p
+    sigma: float = 0.02  # evolution: standard deviation of a candidate's p
     micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
     validate_every: int = 10
     validation_examples: int = 100
@@ -115,11 +115,11 @@ PRESETS: dict[str, TrainConfig] = {
 }
 
 # What another adapter or trainer than the preset's own changes, unless it is given. Learning rates: see math.md 5 for
-# LoRA; evolution's is in units of sigma (training/evolution.py).
+# LoRA; evolution's has no unit (training/evolution.py).
 ADAPTER_DEFAULTS: dict[str, dict[str, object]] = {"svf": {}, "lora": {"learning_rate": 2e-4}}
 TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     "policy-gradient": {},
-    "evolution": {"prompts_per_step": 4, "learning_rate": 0.5, "warmup_steps": 0, "kl_coefficient": 0.0},
+    "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0},
 }
 
 

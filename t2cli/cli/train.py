@@ -56,7 +56,7 @@ def train(
             "--learning-rate",
             min=0.0,
             help="Step size.",
-            show_default=f"{DEFAULTS.learning_rate}; LoRA: 0.0002; evolution: 0.5",
+            show_default=f"{DEFAULTS.learning_rate}; LoRA: 0.0002; evolution: 2",
         ),
     ] = None,
     targets: Annotated[
