@@ -6,12 +6,13 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Quiet, RegistryPath, Seed, TaskName
 from t2cli.cli.output import Output
+from t2cli.cli.training_options import DEFAULTS, Adapter, LearningRate, Name, Preset, Rank, Steps, Targets, TrainerName
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
 from t2cli.errors import Interrupted, UsageError
@@ -23,45 +24,17 @@ if TYPE_CHECKING:
     from t2cli.training.checkpoint import RunFolder, RunSpec
     from t2cli.training.loop import Trained
 
-OptionalInt = Optional[int]  # noqa: UP045
-OptionalFloat = Optional[float]  # noqa: UP045
-DEFAULTS = TrainConfig()
-
 
 def train(
     task: TaskName,
-    name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")
-    ] = "",
-    preset: Annotated[
-        str, typer.Option("--preset", metavar="NAME", help="A tested set of settings: t2, paper or reference.")
-    ] = "t2",
-    trainer: Annotated[
-        Literal["policy-gradient", "evolution"],
-        typer.Option("--trainer", help="How to learn from rewards; evolution needs no backward pass."),
-    ] = "policy-gradient",
-    adapter: Annotated[
-        Literal["svf", "lora"],
-        typer.Option("--adapter", help="What to train; a LoRA is saved in the run's folder, to compare with."),
-    ] = "svf",
-    rank: Annotated[
-        OptionalInt, typer.Option("--rank", min=1, help="Rank of a LoRA.", show_default=str(DEFAULTS.rank))
-    ] = None,
-    steps: Annotated[
-        OptionalInt, typer.Option("--steps", min=1, help="Updates.", show_default=str(DEFAULTS.steps))
-    ] = None,
-    learning_rate: Annotated[
-        OptionalFloat,
-        typer.Option(
-            "--learning-rate",
-            min=0.0,
-            help="Step size.",
-            show_default=f"{DEFAULTS.learning_rate}; LoRA: 0.0002; evolution: 2",
-        ),
-    ] = None,
-    targets: Annotated[
-        Literal["all", "mlp", "attention"], typer.Option("--targets", help="Which linear layers get a z.")
-    ] = "all",
+    name: Name = "",
+    preset: Preset = "t2",
+    trainer: TrainerName = "policy-gradient",
+    adapter: Adapter = "svf",
+    rank: Rank = None,
+    steps: Steps = None,
+    learning_rate: LearningRate = None,
+    targets: Targets = "all",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the newest unfinished run of that name.")
     ] = False,
@@ -75,8 +48,8 @@ def train(
     """Train an expert on a task with checkable answers.
 
     The best checkpoint on validation examples is evaluated on other, held-out ones beside the base
-    and published to the registry. Ctrl-C stops after saving; --resume goes on from there with the
-    settings the run began with.
+    and published to the registry; a LoRA stays in the run's folder. Ctrl-C stops after saving;
+    --resume goes on from there with the settings the run began with.
     """
     out = Output(json=json, quiet=quiet)
     if learning_rate is not None and not math.isfinite(learning_rate):
@@ -178,16 +151,13 @@ def _run(
             if spec.config.adapter == "svf":
                 adapted.prepare(quiet=out.quiet)
             training = TrainingRun(adapted, task, spec, folder, listener)
-            out.say(f"{_what(spec.config)}: {training.policy.flat.numel():,} numbers to train")
+            if spec.config.adapter == "lora":
+                out.say(f"LoRA of rank {spec.config.rank}: {training.policy.flat.numel():,} numbers to train")
             return training.run(registry)
         except KeyboardInterrupt as error:
             state = folder.load()
             done = f"after step {state.step}, which is saved" if state and state.step else "before the first step"
             raise Interrupted(f"stopped {done} in {folder.path}", hint=f"go on with: {again}") from error
-
-
-def _what(config: TrainConfig) -> str:
-    return f"LoRA of rank {config.rank}" if config.adapter == "lora" else "z"
 
 
 def _report(out: Output, trained: Trained) -> None:
