@@ -24,6 +24,8 @@ from t2cli.lookup import load, near_matches
 COMMANDS = {
     "decompose": "t2cli.cli.decompose:decompose",
     "train": "t2cli.cli.train:train",
+    "eval": "t2cli.cli.eval:evaluate",
+    "reproduce": "t2cli.cli.reproduce:reproduce",
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
     "diff": "t2cli.cli.diff:diff",

@@ -155,7 +155,8 @@ def _making(entry: ExpertEntry) -> Iterator[Row]:
     yield "targets", f"{targets.selection}: {targets.count} matrices, {targets.parameters:,} numbers"
     if training is not None:
         what = f"{training.task}, preset {training.preset}, seed {training.seed}"
-        yield "training", f"{what}, {training.steps} steps in {training.seconds:.0f} s on {training.device}"
+        threads = f", {training.threads} threads" if training.threads else ""
+        yield "training", f"{what}, {training.steps} steps in {training.seconds:.0f} s on {training.device}{threads}"
         yield "settings", ", ".join(f"{key} {value}" for key, value in training.config.items())
         yield "versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())
     yield "created", manifest.created
@@ -171,11 +172,18 @@ def _measured(manifest: ExpertManifest) -> Iterator[Row]:
 
 
 def evaluation_text(row: EvaluationRecord) -> str:
-    """Return what an evaluation found: accuracies, gain in points with its interval, p."""
+    """Return what an evaluation found: accuracies, gain in points with its interval, p; lengths where recorded."""
     around = f" [{100 * row.gain_ci95[0]:+.1f}, {100 * row.gain_ci95[1]:+.1f}]" if row.gain_ci95 else ""
+    unclear = "" if row.mcnemar_p < 0.05 else ", not distinguishable from the base"
+    length = cut = ""
+    if row.base_answer_tokens is not None and row.expert_answer_tokens is not None:
+        length = f", answers of {row.base_answer_tokens:.1f} -> {row.expert_answer_tokens:.1f} tokens"
+    if row.base_cut is not None and row.expert_cut is not None:
+        cut = f", {row.base_cut} -> {row.expert_cut} of them cut at the limit"
     return (
         f"{row.task} ({row.split}, {row.n} questions, seed {row.seed}): {row.base_accuracy:.3f} -> "
         f"{row.expert_accuracy:.3f}, gain {100 * row.gain:+.1f}{around} points, McNemar p = {row.mcnemar_p:.2g}"
+        f"{unclear}{length}{cut}"
     )
 
 

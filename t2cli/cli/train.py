@@ -69,7 +69,7 @@ def train(
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
     again = _resuming(spec, known_task.name, registry)
     entries = LocalRegistry(search_path(registry))
-    _report(out, _run(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
+    _report(out, run_shown(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
 
 
 def _config(preset: str, **given: object) -> TrainConfig:
@@ -132,7 +132,7 @@ def _resuming(spec: RunSpec, default_name: str, registry: Path | None) -> str:
     return shlex.join([*words, "--resume"])
 
 
-def _run(
+def run_shown(
     out: Output,
     adapted: AdaptedModel,
     task: Task,
@@ -141,7 +141,7 @@ def _run(
     registry: LocalRegistry,
     again: str,
 ) -> Trained:
-    """Train in `folder`; `again` is the command that goes on after an interrupt."""
+    """Train in `folder`, showing how it goes; `again` is the command that goes on after an interrupt."""
     from t2cli.cli.training_progress import TrainingProgress
     from t2cli.training.loop import TrainingRun
 

@@ -1,14 +1,18 @@
-"""Measure an expert on a task: greedy answers to held-out examples, beside the base on the same questions."""
+"""Measure who answers best on a task: greedy answers to held-out examples, beside the base on the same questions.
+
+Training ends with it, `t2 eval` is it: one function for both, so that their numbers can be compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-from t2cli.evaluation.statistics import paired_gain, wilson
+from t2cli.evaluation.statistics import Interval, Paired, paired_gain, wilson
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.answerer import Answerer
 from t2cli.models.generate import greedy_in_batches
+from t2cli.models.text_model import TextModel
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example, Task
@@ -17,6 +21,99 @@ Advance = Callable[[int], None]
 Use = Callable[[], AbstractContextManager[None]]  # puts the base, an expert or another policy in use for a block
 
 ROOM = 4  # an evaluation lets answers be this many times as long as in training, so that a wordy base is not cut short
+NOBODY, BY_HAND = "none", "fixed"  # the strategies of the base alone and of an expert that was named
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What somebody answered to n examples, in their order: text, whether right, tokens, whether cut at the limit."""
+
+    texts: tuple[str, ...]
+    right: tuple[bool, ...]
+    tokens: tuple[int, ...]  # generated ones, the end token included
+    cut: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of right answers."""
+        return sum(self.right) / len(self.right)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Return the mean length of an answer in tokens."""
+        return sum(self.tokens) / len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Who answers: the base, an expert, or a strategy that chooses for each question."""
+
+    strategy: str  # NOBODY: the base; BY_HAND: `expert`; else a row of dispatch's table
+    answer: Callable[[Task, Sequence[Example], Advance | None], Answers]
+    expert: str | None = None  # its reference
+    digest: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what people call it."""
+        if self.expert is not None:
+            return self.expert
+        return "base" if self.strategy == NOBODY else self.strategy
+
+
+@dataclass(frozen=True)
+class Row:
+    """How well somebody answered; `paired` compares with the base on the same examples, None for the base itself."""
+
+    who: Answerer
+    answers: Answers
+    ci95: Interval
+    paired: Paired | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everybody on the same examples of a task: the base first. `limit` is the longest answer in tokens."""
+
+    task: Task
+    split: str
+    seed: int
+    limit: int
+    examples: tuple[Example, ...]
+    rows: tuple[Row, ...]
+
+
+def ask(
+    adapted: AdaptedModel,
+    task: Task,
+    examples: Sequence[Example],
+    z: ZVectors | None,
+    *,
+    on_done: Advance | None = None,
+) -> Answers:
+    """Return the greedy answers to the examples under `z` or, without one, under the base."""
+    with adapted.reference() if z is None else adapted.use_z(z):
+        return answers_in_use(adapted, task, examples, on_done=on_done)
+
+
+def answers_in_use(
+    model: TextModel, task: Task, examples: Sequence[Example], *, on_done: Advance | None = None
+) -> Answers:
+    """Return the greedy answers to the examples under what is in use in the model."""
+    prompts = [model.base.encode(task.messages(example)) for example in examples]
+    completions = greedy_in_batches(model, prompts, limit_of(task), on_done=on_done)
+    texts = [model.base.decode(list(completion.ids)) for completion in completions]
+    return Answers(
+        texts=tuple(texts),
+        right=tuple(task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)),
+        tokens=tuple(len(completion.ids) for completion in completions),
+        cut=tuple(not completion.ended for completion in completions),
+    )
+
+
+def limit_of(task: Task) -> int:
+    """Return how many tokens an answer may have in an evaluation."""
+    return ROOM * task.max_new_tokens
 
 
 def right_answers(
@@ -28,18 +125,47 @@ def right_answers(
     on_done: Advance | None = None,
 ) -> list[bool]:
     """Return for each example whether the greedy answer is right, under `z` or under the base (None)."""
-    with adapted.reference() if z is None else adapted.use_z(z):
-        return answered_right(adapted, task, examples, on_done=on_done)
+    return list(ask(adapted, task, examples, z, on_done=on_done).right)
 
 
-def answered_right(
-    answerer: Answerer, task: Task, examples: Sequence[Example], *, on_done: Advance | None = None
-) -> list[bool]:
-    """Return for each example whether the greedy answer is right, under what is in use."""
-    prompts = [answerer.base.encode(task.messages(example)) for example in examples]
-    completions = greedy_in_batches(answerer, prompts, ROOM * task.max_new_tokens, on_done=on_done)
-    texts = [answerer.base.decode(list(completion.ids)) for completion in completions]
-    return [task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)]
+def the_base(adapted: AdaptedModel) -> Answerer:
+    """Return the base alone as who answers."""
+    return Answerer(NOBODY, lambda task, examples, on_done: ask(adapted, task, examples, None, on_done=on_done))
+
+
+def an_expert(adapted: AdaptedModel, z: ZVectors, reference: str, digest: str | None = None) -> Answerer:
+    """Return an expert as who answers, with folded weights, which are released afterwards."""
+
+    def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
+        try:
+            return ask(adapted, task, examples, z, on_done=on_done)
+        finally:
+            adapted.release()
+
+    return Answerer(BY_HAND, answer, reference, digest)
+
+
+def evaluate(
+    task: Task,
+    examples: Sequence[Example],
+    base: Answerer,
+    others: Sequence[Answerer],
+    *,
+    split: str,
+    seed: int,
+    on_done: Advance | None = None,
+) -> Evaluation:
+    """Let the base and then all `others` answer the examples, drawn from `split` with `seed`, and compare each with it.
+
+    The test split shares no question with training or validation, whatever their seeds. `on_done` counts to
+    len(examples) for each of them.
+    """
+    rows: list[Row] = []
+    for who in (base, *others):
+        answers = who.answer(task, examples, on_done)
+        paired = paired_gain(rows[0].answers.right, answers.right) if rows else None
+        rows.append(Row(who, answers, wilson(sum(answers.right), len(examples)), paired))
+    return Evaluation(task, split, seed, limit_of(task), tuple(examples), tuple(rows))
 
 
 def compare(
@@ -54,39 +180,50 @@ def compare(
 ) -> EvaluationRecord:
     """Return the paired evaluation of `z` against the base on `n` examples of `split`, for the manifest.
 
-    The test split shares no question with training or validation, whatever their seeds. `on_done` counts to 2 n.
+    `on_done` counts to 2 n.
     """
-    uses = adapted.reference, lambda: adapted.use_z(z)
-    return compare_uses(adapted, task, *uses, n=n, seed=seed, split=split, on_done=on_done)
+    who = an_expert(adapted, z, task.name)
+    return compare_two(task, the_base(adapted), who, n=n, seed=seed, split=split, on_done=on_done)
 
 
-def compare_uses(
-    answerer: Answerer,
+def in_use(model: TextModel, use: Use, name: str | None = None) -> Answerer:
+    """Return the model in a use of it as who answers: the base, unless it has a `name`."""
+
+    def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
+        with use():
+            return answers_in_use(model, task, examples, on_done=on_done)
+
+    return Answerer(NOBODY if name is None else BY_HAND, answer, name)
+
+
+def compare_two(
     task: Task,
-    reference: Use,
-    policy: Use,
+    alone: Answerer,
+    who: Answerer,
     *,
     n: int,
     seed: int,
     split: str = "test",
     on_done: Advance | None = None,
 ) -> EvaluationRecord:
-    """Return the paired evaluation of what `policy` puts in use against what `reference` does, as `compare`."""
+    """Return the paired evaluation of `who` against the base `alone`, as `compare`."""
     examples = task.examples(split, n, seed)
-    with reference():
-        base = answered_right(answerer, task, examples, on_done=on_done)
-    with policy():
-        expert = answered_right(answerer, task, examples, on_done=on_done)
-    paired = paired_gain(base, expert)
+    done = evaluate(task, examples, alone, [who], split=split, seed=seed, on_done=on_done)
+    base, expert = done.rows
+    assert expert.paired is not None
     return EvaluationRecord(
         task=task.name,
         split=split,
         n=n,
-        base_accuracy=sum(base) / n,
-        expert_accuracy=sum(expert) / n,
-        ci95=wilson(sum(expert), n),
-        gain=paired.gain,
-        gain_ci95=paired.ci95,
-        mcnemar_p=paired.mcnemar_p,
+        base_accuracy=base.answers.accuracy,
+        expert_accuracy=expert.answers.accuracy,
+        ci95=expert.ci95,
+        gain=expert.paired.gain,
+        gain_ci95=expert.paired.ci95,
+        mcnemar_p=expert.paired.mcnemar_p,
         seed=seed,
+        base_answer_tokens=base.answers.mean_tokens,
+        expert_answer_tokens=expert.answers.mean_tokens,
+        base_cut=sum(base.answers.cut),
+        expert_cut=sum(expert.answers.cut),
     )

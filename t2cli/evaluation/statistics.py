@@ -1,6 +1,7 @@
 """Is the expert better than the base? Intervals and a test for two models on the same examples.
 
-Wilson's score interval for one accuracy, the exact McNemar test, and Newcombe's interval for the gain.
+Wilson's score interval for one accuracy, the exact McNemar test, Newcombe's interval for the gain, and Holm's
+adjustment where several models are compared with the base at once.
 """
 
 from __future__ import annotations
@@ -71,6 +72,24 @@ def mcnemar_exact(b: int, c: int) -> float:
         total += term
         i -= 1
     return min(1.0, 2 * total / (1 << n))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted for being read together, in their order; one p-value stays as it is.
+
+    Whatever is true, the chance that any comparison without a difference comes out below 0.05 is at most 5 %. The
+    i-th smallest of m becomes the largest of (m - j + 1) p_j over j <= i, at most 1. Raises ValueError for what is
+    no probability. Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+    Statistics 6 (1979) 65-70.
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p-values lie between 0 and 1: {list(p_values)}")
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def newcombe(both: int, only_base: int, only_expert: int, neither: int, confidence: float = 0.95) -> Interval:

@@ -15,8 +15,8 @@ from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
 from t2cli.errors import T2Error
-from t2cli.models.answerer import Answerer
 from t2cli.models.cache import attention_window, growing_cache
+from t2cli.models.text_model import TextModel
 
 SHRINK = 0.75  # finished rows leave the batch when fewer than this share are alive: copying the cache costs too
 
@@ -58,7 +58,7 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def generate(
-    adapted: Answerer,
+    adapted: TextModel,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     *,
@@ -86,7 +86,7 @@ def generate(
 
 
 def _continue(
-    adapted: Answerer,
+    adapted: TextModel,
     logits: torch.Tensor,
     cache: DynamicCache,
     mask: torch.Tensor,
@@ -128,7 +128,7 @@ def _continue(
     return [Completion(tuple(tokens), end) for tokens, end in zip(written, ended, strict=True)]
 
 
-def _read(adapted: Answerer, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+def _read(adapted: TextModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
     """Return the logits (B, V) after the prompts, their cache, and its mask (B, T).
 
     What all prompts begin with (a system text, a template) is read once, unless each row has its own expert. Then
@@ -184,7 +184,7 @@ def _check_finite(values: torch.Tensor) -> None:
 
 
 def greedy_in_batches(
-    adapted: Answerer,
+    adapted: TextModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,

@@ -80,7 +80,8 @@ def _facts(manifest: ExpertManifest) -> str:
     ]
     if training:
         how = f"{training.task}, preset {training.preset}, {training.steps} steps, seed {training.seed}"
-        rows.append(("trained on", f"{how}, {training.seconds:.0f} s on {training.device}"))
+        threads = f", {training.threads} threads" if training.threads else ""
+        rows.append(("trained on", f"{how}, {training.seconds:.0f} s on {training.device}{threads}"))
     rows.append(("created", manifest.created))
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {escaped(value)} |" for key, value in rows)])
 
@@ -88,24 +89,41 @@ def _facts(manifest: ExpertManifest) -> str:
 def _evaluation(manifest: ExpertManifest) -> str:
     if not manifest.evaluation:
         return ""
+    header = ["task", "split", "examples", "base", "expert", "interval", "gain", "McNemar p"]
+    lengths = [_lengths(row) for row in manifest.evaluation]
+    header += ["tokens per answer"] if any(lengths) else []  # of the base and of the expert, where recorded
     lines = [
         "## Evaluation",
         "",
         "Paired, on examples that neither trained the expert nor chose its checkpoint. Intervals are 95 %.",
         "",
-        "| task | split | examples | base | expert | interval | gain | McNemar p |",
-        "|---|---|---|---|---|---|---|---|",
+        _table_row(header),
+        "|---" * len(header) + "|",
     ]
-    for row in manifest.evaluation:
+    for row, length in zip(manifest.evaluation, lengths, strict=True):
         gain = f"{row.gain:+.3f}"
         if row.gain_ci95 is not None:
             gain += f" ({row.gain_ci95[0]:+.3f} to {row.gain_ci95[1]:+.3f})"
-        interval = f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"
-        lines.append(
-            f"| {escaped(row.task)} | {escaped(row.split)} | {row.n} | {row.base_accuracy:.3f}"
-            f" | {row.expert_accuracy:.3f} | {interval} | {gain} | {row.mcnemar_p:.2g} |"
-        )
+        cells = [
+            *(escaped(row.task), escaped(row.split), str(row.n)),
+            *(f"{row.base_accuracy:.3f}", f"{row.expert_accuracy:.3f}", f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}"),
+            *(gain, f"{row.mcnemar_p:.2g}"),
+            *([length or "-"] if any(lengths) else []),
+        ]
+        lines.append(_table_row(cells))
     return "\n".join(lines)
+
+
+def _lengths(row: EvaluationRecord) -> str:
+    """Return the mean answer length of the base and of the expert, and how many answers were cut; "" if unknown."""
+    if row.base_answer_tokens is None or row.expert_answer_tokens is None:
+        return ""
+    cut = "" if row.base_cut is None else f" ({row.base_cut} and {row.expert_cut} cut at the limit)"
+    return f"{row.base_answer_tokens:.1f} and {row.expert_answer_tokens:.1f}{cut}"
+
+
+def _table_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _parents(manifest: ExpertManifest) -> str:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 
 from t2cli.errors import CorruptArtifactError, UsageError
+from t2cli.registry.evaluation_record import EvaluationRecord as EvaluationRecord
+from t2cli.registry.evaluation_record import read_evaluation
 from t2cli.registry.fields import Fields, all_finite
 from t2cli.registry.reference import NAME_PATTERN, ExpertRef
 
@@ -69,7 +71,10 @@ class ZRecord:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How an expert was trained; `config` is plain data, `versions` names libraries."""
+    """How an expert was trained; `config` is plain data, `versions` names libraries.
+
+    `threads` are those that computed on the CPU: another number rounds otherwise. None if not recorded.
+    """
 
     task: str
     preset: str
@@ -79,26 +84,7 @@ class TrainingRecord:
     seconds: float
     device: str
     versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class EvaluationRecord:
-    """A paired comparison on `n` held-out examples: accuracies in [0, 1], gain = expert - base in [-1, 1].
-
-    `ci95` is the Wilson interval of `expert_accuracy`; `gain_ci95` that of the paired gain, None if not
-    recorded.
-    """
-
-    task: str
-    split: str
-    n: int
-    base_accuracy: float
-    expert_accuracy: float
-    ci95: tuple[float, float]
-    gain: float
-    gain_ci95: tuple[float, float] | None
-    mcnemar_p: float
-    seed: int
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +159,7 @@ class ExpertManifest:
             created=_created(top),
             examples=top.texts("examples"),
             training=_training(_inner(top, "training", TrainingRecord)) if top.has("training") else None,
-            evaluation=tuple(_evaluation(item) for item in _each(top, "evaluation", EvaluationRecord)),
+            evaluation=tuple(read_evaluation(item) for item in _each(top, "evaluation", EvaluationRecord)),
             parents=tuple(_parent(item) for item in _each(top, "parents", ParentRecord)),
         )
         if manifest.kind == "mix" and not manifest.parents:
@@ -260,23 +246,7 @@ def _training(training: Fields) -> TrainingRecord:
         seconds=training.number("seconds", low=0.0),
         device=training.text("device"),
         versions={name: libraries.text(name) for name in libraries.values},
-    )
-
-
-def _evaluation(row: Fields) -> EvaluationRecord:
-    base_accuracy = row.number("base_accuracy", 0.0, 1.0)
-    expert_accuracy = row.number("expert_accuracy", 0.0, 1.0)
-    return EvaluationRecord(
-        task=row.text("task"),
-        split=row.text("split"),
-        n=row.integer("n", low=1),
-        base_accuracy=base_accuracy,
-        expert_accuracy=expert_accuracy,
-        ci95=row.interval("ci95", 0.0, 1.0),
-        gain=row.number("gain", -1.0, 1.0) if row.has("gain") else expert_accuracy - base_accuracy,
-        gain_ci95=row.interval("gain_ci95", -1.0, 1.0) if row.has("gain_ci95") else None,
-        mcnemar_p=row.number("mcnemar_p", 0.0, 1.0),
-        seed=row.integer("seed"),
+        threads=training.integer("threads", low=1) if training.has("threads") else None,
     )
 
 

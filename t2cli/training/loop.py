@@ -19,7 +19,7 @@ import torch
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
-from t2cli.evaluation.evaluate import Advance, answered_right, compare_uses
+from t2cli.evaluation.evaluate import Advance, answers_in_use, compare_two, in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.basis_cache import singular_values
 from t2cli.registry.local import ExpertEntry, LocalRegistry
@@ -163,16 +163,17 @@ class TrainingRun:
 
     def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> float:
         with use:
-            right = answered_right(self.policy.answerer, self.task, self.validation, on_done=on_done)
+            answers = answers_in_use(self.policy.text_model, self.task, self.validation, on_done=on_done)
         self.policy.release()
-        return sum(right) / len(right)
+        return answers.accuracy
 
     def _publish(self, state: RunState, registry: LocalRegistry) -> Trained:
         best, n = state.tensors["best"], self.config.evaluation_examples
         self.listener.stage(f"evaluate on {n} test examples", 2 * n)
-        uses = self.policy.reference, lambda: self.policy.answering(best)
-        model, heard = self.policy.answerer, self.listener.advance
-        evaluation = compare_uses(model, self.task, *uses, n=n, seed=EVALUATION_SEED, on_done=heard)
+        base = in_use(self.policy.text_model, self.policy.reference)
+        trained = in_use(self.policy.text_model, lambda: self.policy.answering(best), self.spec.expert)
+        heard = self.listener.advance
+        evaluation = compare_two(self.task, base, trained, n=n, seed=EVALUATION_SEED, on_done=heard)
         self.listener.stage("", 0)
         self.policy.release()
         if isinstance(self.policy, Saves):
@@ -226,6 +227,7 @@ class TrainingRun:
                 seconds=round(state.seconds, 1),
                 device=str(self.adapted.base.device),
                 versions=versions(),
+                threads=torch.get_num_threads(),
             ),
             evaluation=(evaluation,),
             parents=(),

@@ -25,9 +25,9 @@ from torch import nn
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.answerer import PlainModel
 from t2cli.models.base import BaseModel
 from t2cli.models.targets import Target
+from t2cli.models.text_model import PlainModel
 
 ALPHA = 32
 NAME = "default"  # PEFT's name of the only adapter
@@ -40,7 +40,7 @@ class LoRAPolicy:
         _refuse_slices(adapted.targets)
         adapted.detach()
         self.origin = 0.0
-        self.answerer = PlainModel(adapted.base)
+        self.text_model = PlainModel(adapted.base)
         self._wrapped, self._layers = _wrap(adapted.base, adapted.targets, config)
         factors = [getattr(layer, part)[NAME].weight for layer in self._layers for part in ("lora_A", "lora_B")]
         self._factors: list[nn.Parameter] = factors

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from t2cli.models.adapted import AdaptedModel
-    from t2cli.models.answerer import Answerer
+    from t2cli.models.text_model import TextModel
 
 
 class Policy(Protocol):
@@ -31,7 +31,7 @@ class Policy(Protocol):
     origin: float  # numbers that are all this are the base model, or pull towards it
 
     @property
-    def answerer(self) -> Answerer:
+    def text_model(self) -> TextModel:
         """Return the model for generation."""
 
     def answering(self, numbers: torch.Tensor | None = None) -> AbstractContextManager[None]:
@@ -84,7 +84,7 @@ class SVFPolicy:
         self._z: ZVectors | None = None
 
     @property
-    def answerer(self) -> AdaptedModel:
+    def text_model(self) -> AdaptedModel:
         """Return the adapted model."""
         return self.adapted
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from t2cli.config import SamplingConfig, TrainConfig
-from t2cli.models.answerer import Answerer
 from t2cli.models.generate import Completion, generate
+from t2cli.models.text_model import TextModel
 
 if TYPE_CHECKING:
     from t2cli.tasks.base import Example, Task
@@ -36,26 +36,26 @@ class Rollouts:
 
 
 def collect(
-    answerer: Answerer,
+    text_model: TextModel,
     task: Task,
     examples: Sequence[Example],
     config: TrainConfig,
     generator: torch.Generator,
 ) -> Rollouts:
     """Answer each example `config.group` times at `config.temperature` as what is in use; judge the answers."""
-    prompts = [answerer.base.encode(task.messages(example)) for example in examples]
+    prompts = [text_model.base.encode(task.messages(example)) for example in examples]
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens, temperature=config.temperature)
-    flat = generate(answerer, prompts, sampling, copies=config.group, generator=generator)
+    flat = generate(text_model, prompts, sampling, copies=config.group, generator=generator)
     groups = [flat[start : start + config.group] for start in range(0, len(flat), config.group)]
     rewards = [
-        [judged(answerer, task, example, completion) for completion in group]
+        [judged(text_model, task, example, completion) for completion in group]
         for example, group in zip(examples, groups, strict=True)
     ]
     return Rollouts(prompts, groups, torch.tensor(rewards))
 
 
-def judged(answerer: Answerer, task: Task, example: Example, completion: Completion) -> float:
+def judged(text_model: TextModel, task: Task, example: Example, completion: Completion) -> float:
     """Return the reward of a rollout, -1 or +1."""
     if not completion.ended:
         return -1.0
-    return task.reward(example, answerer.base.decode(list(completion.ids)))
+    return task.reward(example, text_model.base.decode(list(completion.ids)))

@@ -90,7 +90,7 @@ class Trainer:
         """Answer the examples as the policy, and update it once from the rewards."""
         started = time.monotonic()
         with self.policy.answering():
-            rollouts = collect(self.policy.answerer, task, examples, self.config, generator)
+            rollouts = collect(self.policy.text_model, task, examples, self.config, generator)
         sampled = time.monotonic() - started
         return replace(self.step(rollouts), tokens=rollouts.tokens, sampling_seconds=sampled)
 

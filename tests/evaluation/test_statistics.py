@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2cli.evaluation.statistics import mcnemar_exact, newcombe, paired_gain, wilson
+from t2cli.evaluation.statistics import holm, mcnemar_exact, newcombe, paired_gain, wilson
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,43 @@ def test_mcnemar_holds_for_large_counts() -> None:
     assert mcnemar_exact(0, 100_000) == 0.0
     with pytest.raises(ValueError, match="negative"):
         mcnemar_exact(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.04, 0.01], [0.04, 0.02]),  # 1 * 0.04 and 2 * 0.01
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 3 * 0.01, max(2 * 0.03, 1 * 0.04), 2 * 0.03, 4 * 0.005
+        ([0.5, 0.6, 0.0], [1.0, 1.0, 0.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+    ],
+)
+def test_holm_by_hand(p_values: list[float], adjusted: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(adjusted)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_bonferroni_on_every_set_of_hypotheses(p_values: list[float]) -> None:
+    """A hypothesis is rejected if every set of hypotheses that holds it is: the closure of Bonferroni's test."""
+    indices = range(len(p_values))
+    sets = [chosen for size in range(1, len(p_values) + 1) for chosen in itertools.combinations(indices, size)]
+    closed = [max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s) for i in indices]
+    assert holm(p_values) == pytest.approx(closed, abs=1e-15)
+    assert all(p <= q <= 1 for p, q in zip(p_values, holm(p_values), strict=True))
+
+
+def test_holm_keeps_the_chance_of_a_false_claim_below_five_in_a_hundred() -> None:
+    rng = random.Random(0)
+    claims = sum(min(holm([rng.random() for _ in range(5)])) < 0.05 for _ in range(4000))
+    assert 0.035 <= claims / 4000 <= 0.06
+
+
+@pytest.mark.parametrize("p_values", [[-0.1], [1.1, 0.5], [math.nan]])
+def test_holm_refuses_what_is_no_probability(p_values: list[float]) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm(p_values)
 
 
 def test_newcombe_has_its_published_value() -> None:

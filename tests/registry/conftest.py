@@ -59,8 +59,13 @@ def sound(name: str = "math", **changes: object) -> ExpertManifest:
             seconds=12.5,
             device="cpu",
             versions={"torch": "2.13.0"},
+            threads=2,
         ),
-        evaluation=(EvaluationRecord("sums", "test", 200, 0.15, 0.42, (0.35, 0.49), 0.27, (0.2, 0.34), 1e-9, 7),),
+        evaluation=(
+            EvaluationRecord(
+                *("sums", "test", 200, 0.15, 0.42, (0.35, 0.49), 0.27, (0.2, 0.34), 1e-9, 7), *(31.25, 12.5, 40, 0)
+            ),
+        ),
         parents=(ParentRecord("add@2", "a" * 64, 0.6),),
     )
     return replace(manifest, **changes)  # type: ignore[arg-type]

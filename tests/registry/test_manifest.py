@@ -112,12 +112,15 @@ def wrong(key: list[str | int], *values: object) -> list[tuple[tuple[str | int, 
         *wrong(["training", "config"], None, [], {"a": NAN}, {"a": {"b": [1, -INF]}}, {"a": 10**400}),
         *wrong(["training", "seconds"], -1.0, NAN, INF, "12"),
         *wrong(["training", "versions"], [], {"torch": 2.13}, {"a\nb": "1"}),
+        *wrong(["training", "threads"], 0, 1.5, "2", True),
         *wrong(["evaluation"], {}, "none", [1], [{}]),
         *wrong(["evaluation", 0, "n"], 0, 1.5, True),
         *wrong(["evaluation", 0, "expert_accuracy"], 1.1, -0.1, NAN, "0.5"),
         *wrong(["evaluation", 0, "ci95"], [0.1], [0.9, 0.1], [NAN, 1], [0, 2], "x", [0, 0.5, 1]),
         *wrong(["evaluation", 0, "gain_ci95"], [-2, 0], [], 0.5),
         *wrong(["evaluation", 0, "mcnemar_p"], NAN, 1.5),
+        *wrong(["evaluation", 0, "base_answer_tokens"], -1.0, NAN, "12"),
+        *wrong(["evaluation", 0, "expert_cut"], -1, 201, 0.5, True),
         *wrong(["parents", 0, "ref"], "Not A Ref", "", "a/b", 7),
         *wrong(["parents", 0, "digest"], "abc", None),
         *wrong(["parents", 0, "alpha"], NAN, INF, "0.5", None),
@@ -152,7 +155,8 @@ def test_an_unknown_key_is_named(manifest: ExpertManifest, path: tuple[str | int
     assert f"unknown key {named!r}" in caught.value.message
 
 
-OPTIONAL = {"examples", "training", "evaluation", "parents", "parent_alpha", "gain", "gain_ci95", "probes"}
+OPTIONAL = {"examples", "training", "evaluation", "parents", "parent_alpha", "gain", "gain_ci95", "probes", "threads"}
+OPTIONAL |= {"base_answer_tokens", "expert_answer_tokens", "base_cut", "expert_cut"}
 
 
 def test_every_missing_key_is_named(manifest: ExpertManifest) -> None:

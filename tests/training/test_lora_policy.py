@@ -16,10 +16,10 @@ from torch.func import functional_call
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
-from t2cli.evaluation.evaluate import answered_right
+from t2cli.evaluation.evaluate import answers_in_use
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.answerer import PlainModel
 from t2cli.models.base import load_base
+from t2cli.models.text_model import PlainModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.training.checkpoint import new_run, run_to_resume
 from t2cli.training.lora import ALPHA, LoRAPolicy
@@ -50,7 +50,7 @@ def rollouts_of(trainer: Trainer, step: int = 0) -> Rollouts:
     task, generator = OddTask(), torch.Generator().manual_seed(step)
     with trainer.policy.answering():
         examples = task.examples("train", trainer.config.prompts_per_step, step)
-        return collect(trainer.policy.answerer, task, examples, trainer.config, generator)
+        return collect(trainer.policy.text_model, task, examples, trainer.config, generator)
 
 
 def test_it_starts_as_the_base(counting: AdaptedModel) -> None:
@@ -130,11 +130,11 @@ def test_rewards_rise(counting: AdaptedModel) -> None:
     trainer, task = Trainer(counting, replace(LORA, steps=15)), OddTask()
     held_out = task.examples("validation", 32, 0)
     with trainer.policy.reference():
-        before = sum(answered_right(trainer.policy.answerer, task, held_out))
+        before = sum(answers_in_use(trainer.policy.text_model, task, held_out).right)
     for step in range(15):
         trainer.step(rollouts_of(trainer, step))
     with trainer.policy.answering():
-        assert sum(answered_right(trainer.policy.answerer, task, held_out)) > before + 6
+        assert sum(answers_in_use(trainer.policy.text_model, task, held_out).right) > before + 6
 
 
 def test_equal_rollouts_with_svf(open_counting: Open) -> None:
@@ -162,8 +162,8 @@ def test_what_a_run_saves_is_what_peft_loads(
     with run.policy.answering(state.tensors["best"]), torch.no_grad():
         assert torch.allclose(loaded(input_ids=IDS).logits, counting.model(input_ids=IDS).logits, atol=1e-4)
     task = OddTask()
-    right = answered_right(PlainModel(base), task, task.examples("test", LORA.evaluation_examples, 0))
-    assert sum(right) / len(right) == trained.evaluation.expert_accuracy
+    again = answers_in_use(PlainModel(base), task, task.examples("test", LORA.evaluation_examples, 0))
+    assert again.accuracy == trained.evaluation.expert_accuracy
     stored = json.loads((run.folder.path / "evaluation.json").read_text())
     assert stored["expert_accuracy"] == trained.evaluation.expert_accuracy
     assert sorted(path.name for path in run.folder.path.iterdir() if path.name.startswith(".")) == []

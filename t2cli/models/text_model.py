@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Answerer(Protocol):
+class TextModel(Protocol):
     """A model that answers as whatever is in use in it; models/adapted.py's AdaptedModel is one."""
 
     @property

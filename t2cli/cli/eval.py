@@ -1,0 +1,222 @@
+"""t2 eval: how right experts answer on a task, beside the base on the same held-out questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from t2cli.cli.completion import expert_names, task_names
+from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.output import Output, one_line, table
+from t2cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from t2cli.evaluation.evaluate import Answerer, Evaluation, Row
+    from t2cli.registry.local import ExpertEntry
+    from t2cli.registry.resolve import Resolver
+    from t2cli.tasks.base import Example, Task
+
+    Questions = list[tuple[Task, list[Example]]]
+
+HEADER = ("WHO", "RIGHT", "ACCURACY", "95 %", "GAIN", "GAIN 95 %", "P", "HOLM P", "TOKENS", "CUT")
+COMPARED = {"GAIN", "GAIN 95 %", "P", "HOLM P"}  # nothing to say where the base is alone
+
+
+Tasks = Annotated[
+    list[str],
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="What to ask: a built-in task or a YAML file; may be given more than once.",
+        autocompletion=task_names,
+    ),
+]
+Experts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="EXPERT", help="Experts; none: the base alone.", autocompletion=expert_names),
+]
+Split = Annotated[
+    Literal["test", "validation", "train"],
+    typer.Option("--split", help="Only the questions of `test` are new to every expert."),
+]
+Save = Annotated[
+    Path | None, typer.Option("--save", metavar="FILE.jsonl", help="Also write every question and answer.")
+]
+
+
+def evaluate(
+    task: Tasks,
+    experts: Experts = None,
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="How many questions of each task.")] = 300,
+    split: Split = "test",
+    save: Save = None,
+    allow_foreign: AllowForeign = False,
+    base: Base = DEFAULT_BASE,
+    registry: RegistryPath = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure experts on a task, each beside the base on the same held-out questions.
+
+    Answers are greedy. Intervals are 95 %: Wilson's of an accuracy, Newcombe's of a gain, which is in
+    points; P is McNemar's, exact and paired. TOKENS is the mean length of an answer, CUT counts those
+    that had not ended at four times the task's limit.
+    """
+    out = Output(json=json, quiet=quiet)
+    from t2cli.cli.session import for_base, search_path
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.registry.resolve import Resolver
+
+    questions = _questions(task, split, n, seed)
+    resolver = Resolver(LocalRegistry(search_path(registry)), for_base(base, quiet), allow_foreign=allow_foreign)
+    entries = _found(resolver, experts or [])
+    for warning in resolver.warnings:
+        out.warn(warning)
+    if split != "test":
+        out.warn(f"NOT HELD OUT: experts were trained on or chosen by questions of the split {split!r}")
+    with _saved(save) as written:
+        evaluations = _asked(out, questions, entries, base, device, split, seed)
+        if written is not None:
+            _write_answers(written, evaluations)
+    _report(out, evaluations, resolver.base.label)
+    if save is not None:
+        out.say(f"wrote {save}")
+
+
+def _questions(names: Sequence[str], split: str, n: int, seed: int) -> Questions:
+    """Return the tasks with their examples; what cannot be is refused here, before a model is loaded."""
+    from t2cli.tasks.base import load_task
+
+    tasks = [load_task(name) for name in names]
+    found = [task.name for task in tasks]
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise UsageError(f"the task {twice[0]} is named twice", hint="name it once")
+    return [(task, task.examples(split, n, seed)) for task in tasks]
+
+
+def _found(resolver: Resolver, experts: Sequence[str]) -> list[ExpertEntry]:
+    """Return the experts that are named; raises as Resolver.find, and UsageError for one that is named twice."""
+    entries: list[ExpertEntry] = []
+    for expert in experts:
+        entry = resolver.find(expert)
+        if entry.digest in [known.digest for known in entries]:
+            raise UsageError(f"{expert} is named twice: it is {entry.reference}", hint="name every expert once")
+        entries.append(entry)
+    return entries
+
+
+@contextmanager
+def _saved(path: Path | None) -> Iterator[Path | None]:
+    """Yield a file to write that becomes `path` when the block succeeds; that it can be written is known at once."""
+    if path is None:
+        yield None
+        return
+    from t2cli.files import writing
+    from t2cli.paths import expanded
+
+    if expanded(path).is_dir():
+        raise UsageError(f"{path} is a folder", hint="name a file, as in --save answers.jsonl")
+    with writing(expanded(path)) as temporary:
+        yield temporary
+
+
+def _asked(
+    out: Output,
+    questions: Questions,
+    entries: Sequence[ExpertEntry],
+    base: str,
+    device: str,
+    split: str,
+    seed: int,
+) -> list[Evaluation]:
+    """Ask the base, once for each task, and all experts; a bar shows how long that still takes."""
+    from t2cli.cli.progress import progress
+    from t2cli.cli.session import open_model
+    from t2cli.evaluation import evaluate as evaluation
+    from t2cli.registry.vectors import read_z
+
+    vectors = [read_z(entry) for entry in entries]  # a damaged expert is found now, not after the others
+    adapted = open_model(base, device=device, quiet=out.quiet)
+    for z in vectors:
+        adapted.check(z)
+    if vectors:
+        adapted.prepare(quiet=out.quiet)
+    others: list[Answerer] = [
+        evaluation.an_expert(adapted, z, entry.reference, entry.digest)
+        for entry, z in zip(entries, vectors, strict=True)
+    ]
+    total = (1 + len(others)) * sum(len(examples) for _, examples in questions)
+    with progress("evaluate", total, unit="answers", quiet=out.quiet) as bar:
+        return [
+            evaluation.evaluate(
+                task, examples, evaluation.the_base(adapted), others, split=split, seed=seed, on_done=bar.advance
+            )
+            for task, examples in questions
+        ]
+
+
+def _write_answers(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    import json
+
+    from t2cli.evaluation.report import answer_records
+
+    with path.open("w", encoding="utf-8") as file:
+        for evaluation in evaluations:
+            file.writelines(json.dumps(record) + "\n" for record in answer_records(evaluation))
+
+
+def _report(out: Output, evaluations: Sequence[Evaluation], base: str) -> None:
+    from t2cli.evaluation.report import adjusted, record
+
+    holm = adjusted(evaluations)
+    comparisons = sum(p is not None for row in holm for p in row)
+    for evaluation, p_values in zip(evaluations, holm, strict=True):
+        out.emit("eval", {"base": base, **record(evaluation, p_values, comparisons)})
+        for line in _lines(evaluation, p_values, comparisons, base):
+            out.data(line)
+    if comparisons > 1:
+        out.data(
+            f"P is that of one comparison alone; with {comparisons} of them read HOLM P, which holds for all together"
+        )
+
+
+def _lines(evaluation: Evaluation, holm: Sequence[float | None], comparisons: int, base: str) -> Iterator[str]:
+    """Yield what people read of a task: a title, the table, and a verdict on everybody but the base."""
+    from t2cli.evaluation.report import verdict
+
+    held_out = "" if evaluation.split == "test" else ", NOT HELD OUT"
+    yield one_line(
+        f"{evaluation.task.name}: n = {len(evaluation.examples)} questions of the split {evaluation.split}{held_out}, "
+        f"seed {evaluation.seed}, base {base}"
+    )
+    hidden = COMPARED if not comparisons else {"HOLM P"} if comparisons == 1 else set()
+    shown = [i for i, name in enumerate(HEADER) if name not in hidden]
+    rows = [_cells(row, p) for row, p in zip(evaluation.rows, holm, strict=True)]
+    picked = [[row[i] for i in shown] for row in (HEADER, *rows)]
+    yield table(picked[0], picked[1:], right=range(1, len(shown)))
+    for row, p in zip(evaluation.rows, holm, strict=True):
+        if row.paired is not None and p is not None:
+            named = "Holm p" if comparisons > 1 else "p"
+            yield one_line(f"{row.who.name}: {verdict(row.paired.gain, p)} ({named} = {p:.2g})")
+
+
+def _cells(row: Row, holm: float | None) -> list[str]:
+    answers, paired = row.answers, row.paired
+    measured = [f"{sum(answers.right)}/{len(answers.right)}", f"{answers.accuracy:.3f}", interval(row.ci95, "{:.3f}")]
+    compared = ["-"] * 4
+    if paired is not None and holm is not None:
+        points = (100 * paired.ci95[0], 100 * paired.ci95[1])
+        gain = f"{100 * paired.gain:+.1f}"
+        compared = [gain, interval(points, "{:+.1f}"), f"{paired.mcnemar_p:.2g}", f"{holm:.2g}"]
+    return [row.who.name, *measured, *compared, f"{answers.mean_tokens:.1f}", str(sum(answers.cut))]
+
+
+def interval(ends: tuple[float, float], number: str) -> str:
+    """Return an interval as in [0.353, 0.463], each end in the format `number`."""
+    return f"[{number.format(ends[0])}, {number.format(ends[1])}]"

@@ -1,0 +1,289 @@
+"""t2 reproduce: the recorded training of an expert once more, and whether the same comes out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2cli.cli.completion import base_names, expert_names, task_names
+from t2cli.cli.options import DEFAULT_BASE, Device, Json, Quiet, RegistryPath
+from t2cli.cli.output import Output, one_line
+from t2cli.cli.train import run_shown
+from t2cli.errors import IncompatibleBaseError, Interrupted, NotFoundError, T2Error, UsageError
+
+if TYPE_CHECKING:
+    from t2cli.models.adapted import AdaptedModel
+    from t2cli.registry.local import ExpertEntry, LocalRegistry
+    from t2cli.registry.manifest import EvaluationRecord
+    from t2cli.tasks.base import Task
+    from t2cli.training.checkpoint import RunFolder, RunSpec
+    from t2cli.training.loop import Trained
+    from t2cli.training.recorded import Reproduction, Settings
+
+
+TrainedExpert = Annotated[str, typer.Argument(metavar="EXPERT", help="A trained expert.", autocompletion=expert_names)]
+Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Also publish what comes out, under this name.")]
+TaskFile = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        metavar="FILE.yaml",
+        help="The task's file, where it does not come with t2.",
+        show_default="the recorded one",
+        autocompletion=task_names,
+    ),
+]
+RecordedBase = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="NAME",
+        help="Where its base model is: a name, a Hub id or a local folder.",
+        show_default="the recorded one",
+        autocompletion=base_names,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """An expert that says how it was trained, and what it was measured to do on that task."""
+
+    entry: ExpertEntry
+    settings: Settings
+    task: str
+    evaluation: EvaluationRecord
+
+
+def reproduce(
+    expert: TrainedExpert,
+    name: Name = "",
+    task: TaskFile = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished reproduction.")] = False,
+    base: RecordedBase = "",
+    registry: RegistryPath = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an expert again as its manifest records, and compare what comes out.
+
+    It reproduces (exit code 0, else 1) if the new gain, on the same held-out questions, lies in the
+    recorded 95 % interval. On the same machine with the same versions and threads every number of z
+    comes out the same; else what differs is named. Nothing is published without --name: the new
+    expert stays in the folder of its run. Ctrl-C stops after saving; --resume goes on from there.
+    """
+    from t2cli.cli.session import open_model, search_path
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.training.checkpoint import new_run
+    from t2cli.training.loop import check_examples
+
+    out = Output(json=json, quiet=quiet)
+    found = _recorded(LocalRegistry(search_path(registry)), expert, base)
+    known_task, spec, home = _asked(found, name, task, base, quiet)
+    _warn(out, found)
+    folder = _begun(home, spec, found) if resume else None
+    check_examples(known_task, spec.config)
+    adapted = open_model(spec.base, device=device, selection=spec.config.selection, quiet=quiet)
+    folder = folder or new_run(home, spec)
+    # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
+    entries = LocalRegistry(search_path(registry) if name else [folder.path / "registry"])
+    again = _resuming(found, expert, {"--name": name, "--task": task and spec.task, "--base": base}, registry)
+    try:
+        trained = run_shown(out, adapted, known_task, spec, folder, entries, again)
+    except T2Error as error:
+        if isinstance(error, Interrupted) or not folder.finished:
+            raise
+        raise T2Error(f"{found.entry.reference} does not reproduce: {error.message}") from error
+    result = _compared(out, adapted, known_task, found, trained)
+    _report(out, found, trained, result, folder)
+    if not result.reproduces:
+        raise typer.Exit(T2Error.exit_code)
+
+
+def _warn(out: Output, found: _Recorded) -> None:
+    if found.settings.defaults:
+        used = ", ".join(f"{setting} {value}" for setting, value in found.settings.defaults.items())
+        out.warn(f"{found.entry.reference} was recorded by an older version of t2: default used for {used}")
+
+
+def _recorded(registry: LocalRegistry, expert: str, base: str) -> _Recorded:
+    """Return the expert and its record; raises UsageError for one that has none, or that cannot be compared."""
+    from t2cli.models.catalog import known_fingerprint
+    from t2cli.registry.resolve import shown
+    from t2cli.training.recorded import evaluation_of, settings_of
+
+    entry, _ = shown(registry, expert, known_fingerprint(base or DEFAULT_BASE))
+    manifest, training = entry.manifest, entry.manifest.training
+    if training is None:
+        parents = " and ".join(parent.ref for parent in manifest.parents)
+        raise UsageError(
+            f"{entry.reference} has no record of a training: it is {'a mix' if parents else 'not from t2 train'}",
+            hint=f"reproduce what it was made from: {parents}" if parents else "reproduce an expert that t2 trained",
+        )
+    evaluation = evaluation_of(manifest, training)
+    if evaluation is None:
+        raise UsageError(
+            f"{entry.reference} has no evaluation on {training.task}, the task it was trained on: "
+            "there is nothing to compare with",
+            hint="train it anew with t2 train, and compare the two with t2 eval",
+        )
+    return _Recorded(entry, settings_of(training, entry.reference), training.task, evaluation)
+
+
+def _asked(found: _Recorded, name: str, task: str, base: str, quiet: bool) -> tuple[Task, RunSpec, str]:
+    """Return the task, the run to do, and the name of the base's folder; raises where one is not as recorded."""
+    from t2cli.models.catalog import locate
+    from t2cli.models.identity import identify
+    from t2cli.paths import expanded
+    from t2cli.registry.reference import check_name
+    from t2cli.tasks.base import load_task, task_names
+    from t2cli.training.checkpoint import RunSpec
+
+    entry = found.entry
+    if not task and found.task not in task_names():
+        raise NotFoundError(
+            f"{entry.reference} was trained on the task {found.task}, which does not come with t2",
+            hint="name its file: --task FILE.yaml",
+        )
+    known_task = load_task(task or found.task)
+    if known_task.name != found.task:
+        raise UsageError(
+            f"{entry.reference} was trained on the task {found.task}, and {task} is {known_task.name}",
+            hint=f"name the file of the task {found.task}",
+        )
+    # by digest, so that neither t2 train --resume nor another version's reproduction takes its run for its own
+    check_name(new := name or f"{entry.manifest.name[:40]}-reproduced-{entry.digest[:12]}")
+    place = str(expanded(task).resolve()) if task and task not in task_names() else found.task
+    used = base or _base_of(entry)
+    identity = identify(locate(used, quiet=quiet), quiet=quiet)
+    if identity.weights != entry.manifest.base.fingerprint.weights:
+        raise IncompatibleBaseError(
+            f"{entry.reference} was trained on {entry.manifest.base.folder}, and {used} is {identity.folder_name}",
+            hint="pass the base with the recorded weights: --base NAME",
+        )
+    return known_task, RunSpec(place, new, used, identity.weights, found.settings.config), identity.folder_name
+
+
+def _base_of(entry: ExpertEntry) -> str:
+    """Return the recorded base as --base would name it; UsageError where the manifest cannot say where it is."""
+    from t2cli.models.catalog import CATALOG
+
+    base = entry.manifest.base
+    if base.name in CATALOG and CATALOG[base.name].source == base.source:
+        return base.name
+    if base.source.startswith("hub:"):
+        return base.source.removeprefix("hub:") + (f"@{base.revision}" if base.revision else "")
+    raise UsageError(
+        f"{entry.reference} was trained on {base.folder}, and its manifest does not say where that is",
+        hint="name the base's folder: --base FOLDER",
+    )
+
+
+def _begun(home: str, spec: RunSpec, found: _Recorded) -> RunFolder:
+    """Return the reproduction to go on with. Raises NotFoundError for none, UsageError if it is another run."""
+    from t2cli.training.checkpoint import run_to_resume
+
+    folder = run_to_resume(home, spec.expert)
+    begun = folder.spec()
+    if (begun.task, begun.weights, begun.config) != (spec.task, spec.weights, spec.config):
+        raise UsageError(
+            f"the run in {folder.path} was begun with other settings than {found.entry.reference} records",
+            hint="leave out --resume to start another run",
+        )
+    return folder
+
+
+def _resuming(found: _Recorded, expert: str, options: dict[str, str], registry: Path | None) -> str:
+    """Return the command that goes on; a name alone could mean a newer version by then."""
+    words = ["t2", "reproduce", expert if expert.startswith("hf://") else found.entry.reference]
+    for option, value in {**options, "--registry": str(registry or "")}.items():
+        words += [option, value] if value else []
+    return shlex.join([*words, "--resume"])
+
+
+def _compared(out: Output, adapted: AdaptedModel, task: Task, found: _Recorded, trained: Trained) -> Reproduction:
+    """Return both experts side by side, measured on the same questions."""
+    from t2cli.cli.progress import progress
+    from t2cli.evaluation.evaluate import compare
+    from t2cli.registry.vectors import read_z
+    from t2cli.training.recorded import beside
+
+    assert trained.entry is not None  # settings_of takes experts only
+    then, now = found.evaluation, trained.evaluation
+    if (then.split, then.n, then.seed) != (now.split, now.n, now.seed):
+        z = read_z(trained.entry)
+        with progress("evaluate", 2 * then.n, unit="answers", quiet=out.quiet) as bar:
+            now = compare(adapted, task, z, n=then.n, seed=then.seed, split=then.split, on_done=bar.advance)
+    return beside(found.entry, trained.entry, then, now)
+
+
+def _report(out: Output, found: _Recorded, trained: Trained, result: Reproduction, folder: RunFolder) -> None:
+    entry = trained.entry
+    assert entry is not None
+    out.emit(
+        "reproduce",
+        {
+            "expert": found.entry.reference,
+            "digest": found.entry.digest,
+            "reproduces": result.reproduces,
+            "new": {"expert": entry.reference, "digest": entry.digest, "path": str(entry.path)},
+            "run": str(folder.path),
+            "steps": trained.steps,
+            "seconds": round(trained.seconds, 1),
+            "evaluation": {"recorded": asdict(result.recorded), "now": asdict(result.now)},
+            "gain_within_interval": result.within,
+            "z": {
+                "identical": result.identical,
+                "cosine": result.cosine,
+                "rms_recorded": result.rms_recorded,
+                "rms_now": result.rms_now,
+                "rms_difference": result.rms_difference,
+            },
+            "differences": [asdict(each) for each in result.differences],
+            "defaults": found.settings.defaults,
+        },
+    )
+    for line in _lines(found, trained, result):
+        out.data(one_line(line))
+
+
+def _lines(found: _Recorded, trained: Trained, result: Reproduction) -> Iterator[str]:
+    """Yield what people read: the answer first, then what it rests on, then what was not the same."""
+    then, now = result.recorded, result.now
+    does = "reproduces" if result.reproduces else "does NOT reproduce"
+    yield f"{found.entry.reference} {does}: gain {100 * now.gain:+.1f} points, {_recorded_gain(result)}"
+    yield (
+        f"accuracy on the same {now.n} questions: base {then.base_accuracy:.3f} recorded, {now.base_accuracy:.3f} now; "
+        f"expert {then.expert_accuracy:.3f} recorded, {now.expert_accuracy:.3f} now"
+    )
+    if result.identical:
+        yield "z: identical, bit for bit"
+    else:
+        cosine = "-" if result.cosine is None else f"{result.cosine:+.3f}"
+        yield (
+            f"z: not identical; cosine of z - 1 {cosine}, root mean square {result.rms_recorded:.2g} recorded, "
+            f"{result.rms_now:.2g} now, {result.rms_difference:.2g} apart"
+        )
+    for each in result.differences:
+        yield f"differs: {each.what}: {each.recorded} recorded, {each.now} now"
+    if not result.differences:
+        yield "versions, device, threads and questions are those recorded"
+    for setting, value in found.settings.defaults.items():
+        yield f"default used: {setting} = {value} (recorded by an older version of t2, without it)"
+    assert trained.entry is not None
+    yield f"new expert: {trained.entry.reference} in {trained.entry.path}"
+
+
+def _recorded_gain(result: Reproduction) -> str:
+    then = result.recorded
+    if then.gain_ci95 is None:
+        return f"recorded {100 * then.gain:+.1f} without an interval, so that only the same numbers count"
+    where = "within" if result.within else "outside"
+    low, high = then.gain_ci95
+    return f"{where} the recorded {100 * then.gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

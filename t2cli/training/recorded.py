@@ -1,0 +1,157 @@
+"""A training run as a manifest records it: its settings read back, and what comes of running them again.
+
+Settings are read by name. One that this t2 does not know is an error, for the run would be another; one that was not
+there yet when the manifest was written has today's default, and the caller is told which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from types import UnionType
+from typing import NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from t2cli.config import PRESETS, TrainConfig
+from t2cli.errors import CorruptArtifactError, T2Error
+from t2cli.registry.compare import compare, shifts
+from t2cli.registry.entry import ExpertEntry
+from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, TrainingRecord
+from t2cli.registry.zfile import read_arrays
+
+RESULTS = ("best_step",)  # what a run found; recorded among its settings
+COUNTS = (  # settings that must not be 0; none is negative
+    *("steps", "prompts_per_step", "group", "micro_batch"),
+    *("validate_every", "validation_examples", "evaluation_examples"),
+)
+NOT_RECORDED = "not recorded"
+
+
+class Settings(NamedTuple):
+    """The settings of a recorded run, and those of them that are today's defaults because none were recorded."""
+
+    config: TrainConfig
+    defaults: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that was otherwise when an expert was trained: a version, the device, the questions."""
+
+    what: str
+    recorded: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """An expert beside the one that its recorded run gives now.
+
+    `within` tells whether the new gain lies in the recorded 95 % interval, None where none was recorded. Of z - 1:
+    its cosine (None where one of them is the base) and root mean squares.
+    """
+
+    recorded: EvaluationRecord
+    now: EvaluationRecord
+    within: bool | None
+    identical: bool  # every number of z, bit for bit
+    cosine: float | None
+    rms_recorded: float
+    rms_now: float
+    rms_difference: float
+    differences: tuple[Difference, ...]
+
+    @property
+    def reproduces(self) -> bool:
+        """Tell whether the expert came out again: its gain does, or without an interval its very numbers."""
+        return self.identical if self.within is None else self.within
+
+
+def settings_of(training: TrainingRecord, where: str) -> Settings:
+    """Return the settings of a recorded run; `where` names the expert in errors.
+
+    Raises T2Error naming the settings that this t2 does not know, CorruptArtifactError for one that cannot be.
+    """
+    types = get_type_hints(TrainConfig)
+    recorded = {key: value for key, value in training.config.items() if key not in RESULTS}
+    given = {**recorded, "preset": training.preset, "seed": training.seed}
+    if unknown := sorted(set(given) - set(types)):
+        raise T2Error(
+            f"{where} was trained by another version of t2, with settings that this one does not know: "
+            + ", ".join(unknown),
+            hint=f"use the version that it was trained with: {training.versions.get('t2cli', NOT_RECORDED)}",
+        )
+    for key, value in given.items():
+        given[key] = value = tuple(value) if isinstance(value, list) else value
+        if not may_be(value, types[key]) or (isinstance(value, int | float) and value < (key in COUNTS)):
+            raise CorruptArtifactError(
+                f"{where}: training.config.{key} must not be {value!r:.60}",
+                hint="no training can have recorded that: fetch the expert again, or ask who made it",
+            )
+    basis = PRESETS.get(training.preset, TrainConfig())
+    try:
+        config = replace(basis, **given)  # type: ignore[arg-type]
+        if config.adapter != "svf":
+            raise ValueError(f"adapter must be svf for an expert, not {config.adapter}")
+    except ValueError as error:
+        raise CorruptArtifactError(
+            f"{where}: training.config cannot be: {error}",
+            hint="no training can have recorded that: fetch the expert again, or ask who made it",
+        ) from error
+    missing = [field.name for field in fields(TrainConfig) if field.name not in given]
+    return Settings(config, {name: getattr(config, name) for name in missing})
+
+
+def may_be(value: object, declared: object) -> bool:
+    """Tell whether `value` may be that of a field declared so; a float may be written as an int."""
+    origin = get_origin(declared)
+    if origin in (Union, UnionType):
+        return any(may_be(value, each) for each in get_args(declared))
+    if isinstance(value, bool) or declared is bool:
+        return isinstance(value, bool) and declared is bool
+    if declared is float:
+        return isinstance(value, int | float)
+    kind = origin or declared
+    return isinstance(value, kind) if isinstance(kind, type) else value in get_args(declared)
+
+
+def evaluation_of(manifest: ExpertManifest, training: TrainingRecord) -> EvaluationRecord | None:
+    """Return the recorded evaluation on the task that an expert was trained on, None if there is none."""
+    return next((row for row in manifest.evaluation if row.task == training.task), None)
+
+
+def beside(entry: ExpertEntry, again: ExpertEntry, recorded: EvaluationRecord, now: EvaluationRecord) -> Reproduction:
+    """Return how the expert `again` compares with `entry`, whose recorded run gave it."""
+    import numpy
+
+    z, new = (read_arrays(each.z_bytes(), str(each.path)) for each in (entry, again))
+    total = compare(shifts(z, new), None).total
+    interval = recorded.gain_ci95
+    return Reproduction(
+        recorded=recorded,
+        now=now,
+        within=None if interval is None else interval[0] <= now.gain <= interval[1],
+        identical=z.keys() == new.keys() and all(numpy.array_equal(z[name], new[name]) for name in z),
+        cosine=total.cosine,
+        rms_recorded=total.rms_a,
+        rms_now=total.rms_b,
+        rms_difference=total.rms_difference,
+        differences=tuple(differences(entry.manifest, again.manifest)),
+    )
+
+
+def differences(then: ExpertManifest, now: ExpertManifest) -> Iterator[Difference]:
+    """Yield what else was not the same in two runs of the same settings."""
+    was, is_ = _circumstances(then), _circumstances(now)
+    for what in dict.fromkeys([*was, *is_]):
+        before, after = was.get(what, NOT_RECORDED), is_.get(what, NOT_RECORDED)
+        if before != after:
+            yield Difference(what, before, after)
+
+
+def _circumstances(manifest: ExpertManifest) -> dict[str, str]:
+    training = manifest.training
+    assert training is not None
+    threads = {} if training.threads is None else {"threads": str(training.threads)}
+    # The few that a manifest shows stand for all: the same task and seed give the same ones.
+    questions = {"training questions": " | ".join(manifest.examples)} if manifest.examples else {}
+    return {**training.versions, "device": training.device, **threads, **questions}
