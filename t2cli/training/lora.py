@@ -14,6 +14,7 @@ Notation: W (m, n) weight, A (k, n) and B (m, k) factors of rank k.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +153,8 @@ def _wrap(base: BaseModel, targets: Sequence[Target], config: TrainConfig) -> tu
         base_model_name_or_path=base.files.source.removeprefix("hub:") if hub else str(base.files.folder),
         revision=base.files.revision or None if hub else None,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a property that PEFT still asks for
         torch.manual_seed(config.seed)
         wrapped = get_peft_model(base.model, settings)
     return wrapped, [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
