@@ -218,6 +218,7 @@ def _compared(out: Output, adapted: AdaptedModel, task: Task, found: _Recorded, 
     from t2cli.registry.vectors import read_z
     from t2cli.training.recorded import beside
 
+    assert trained.entry is not None  # settings_of takes experts only
     then, now = found.evaluation, trained.evaluation
     if (then.split, then.n, then.seed) != (now.split, now.n, now.seed):
         z = read_z(trained.entry)
@@ -228,6 +229,7 @@ def _compared(out: Output, adapted: AdaptedModel, task: Task, found: _Recorded, 
 
 def _report(out: Output, found: _Recorded, trained: Trained, result: Reproduction, folder: RunFolder) -> None:
     entry = trained.entry
+    assert entry is not None
     out.emit(
         "reproduce",
         {
@@ -278,6 +280,7 @@ def _lines(found: _Recorded, trained: Trained, result: Reproduction) -> Iterator
         yield "versions, device, threads and questions are those recorded"
     for setting, value in found.settings.defaults.items():
         yield f"default used: {setting} = {value} (recorded by an older version of t2, without it)"
+    assert trained.entry is not None
     yield f"new expert: {trained.entry.reference} in {trained.entry.path}"
 
 

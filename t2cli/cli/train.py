@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Optional
-
-import typer
+from typing import TYPE_CHECKING
 
 from t2cli.cli.heatmap import check_picture
 from t2cli.cli.options import (
@@ -26,6 +24,19 @@ from t2cli.cli.options import (
     UnsafeCode,
 )
 from t2cli.cli.output import Output
+from t2cli.cli.training_options import (
+    DEFAULTS,
+    Adapter,
+    LearningRate,
+    Name,
+    OwnRewardName,
+    Preset,
+    Rank,
+    Resume,
+    Steps,
+    Targets,
+    TrainerName,
+)
 from t2cli.cli.training_request import Request, requested, resuming, settings_of, task_of
 from t2cli.cli.training_run import report, run_shown, show_curve
 from t2cli.config import TrainConfig
@@ -35,42 +46,20 @@ from t2cli.errors import UsageError
 if TYPE_CHECKING:
     from t2cli.models.team import Team
 
-OptionalInt = Optional[int]  # noqa: UP045
-OptionalFloat = Optional[float]  # noqa: UP045
-DEFAULTS = TrainConfig()
-
-Name = Annotated[str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")]
-OwnRewardName = Annotated[
-    str,
-    typer.Option(
-        "--reward",
-        metavar="MODULE:FUNCTION",
-        help="Judge answers with a Python function of yours, (answer, completion) -> bool or a number from -1 to 1."
-        " Its code is run.",
-        show_default="the task's",
-    ),
-]
-Steps = Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates of z.", show_default=str(DEFAULTS.steps))]
-LearningRate = Annotated[
-    OptionalFloat,
-    typer.Option("--learning-rate", min=0.0, help="Step size of AdamW.", show_default=str(DEFAULTS.learning_rate)),
-]
-
 
 def train(
     task: TaskName,
     data: Data = None,
     reward: OwnRewardName = "",
     name: Name = "",
-    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="A tested set of settings.")] = "t2",
+    preset: Preset = "t2",
+    trainer: TrainerName = "policy-gradient",
+    adapter: Adapter = "svf",
+    rank: Rank = None,
     steps: Steps = None,
     learning_rate: LearningRate = None,
-    targets: Annotated[
-        Literal["all", "mlp", "attention"], typer.Option("--targets", help="Which linear layers get a z.")
-    ] = "all",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the newest unfinished run of that name.")
-    ] = False,
+    targets: Targets = "all",
+    resume: Resume = False,
     unsafe_code: UnsafeCode = False,
     patience: Patience = None,
     plot: CurvePlot = None,
@@ -85,22 +74,36 @@ def train(
     """Train an expert on a task with checkable answers.
 
     The best checkpoint on validation examples is evaluated on other, held-out ones beside the base
-    and published to the registry. Ctrl-C stops after saving; --resume goes on from there with the
-    settings the run began with. Under torchrun (torchrun --nproc-per-node N -m t2cli train ...) N
-    processes share the work.
+    and published to the registry; a LoRA stays in the run's folder. Ctrl-C stops after saving;
+    --resume goes on from there with the settings the run began with. Under torchrun (torchrun
+    --nproc-per-node N -m t2cli train ...) N processes share the work.
     """
     check_picture(plot)
     out = Output(json=json, quiet=quiet)
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
-    config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, patience=patience, seed=seed)
+    given = {"steps": steps, "learning_rate": learning_rate, "patience": patience, "rank": rank}
+    config = _config(preset, trainer=trainer, adapter=adapter, selection=targets, seed=seed, **given)
     asked = requested(task, data or [], reward, name, base, config, out, unsafe_code)
-    given = {"steps": steps, "learning_rate": learning_rate, "patience": patience} if resume else None
     from t2cli.training.distributed import joined
 
     with joined(device) as team:
         out = out if team.leads else Output(quiet=True)
-        _train(out, team, asked, given, device, registry, plot, tensorboard)
+        _train(out, team, asked, given if resume else None, device, registry, plot, tensorboard)
+
+
+def _config(preset: str, **given: object) -> TrainConfig:
+    """Return the preset with what was given; raises UsageError for options that do not go together."""
+    if given["rank"] is not None and given["adapter"] != "lora":
+        raise UsageError("--rank is for a LoRA", hint="add --adapter lora, or leave out --rank")
+    if given["adapter"] == "lora":
+        from t2cli.training.lora import require_peft
+
+        require_peft()
+    try:
+        return settings(preset, **given)
+    except ValueError as error:
+        raise UsageError(f"these options do not go together: {error}", hint="leave one of them out") from error
 
 
 def _train(

@@ -38,10 +38,14 @@ def run_shown(
     with folder.claimed() if leads else nullcontext(), TrainingProgress(out) as shown:
         try:
             out.say(f"run: {folder.path}")
-            adapted.prepare(quiet=out.quiet)
+            if spec.config.adapter == "svf":
+                adapted.prepare(quiet=out.quiet)
             events = leads and (tensorboard or (folder.path / "tensorboard").is_dir())  # once begun, they go on
             with closing(WithEvents(shown, folder)) if events else nullcontext(shown) as listener:
-                return TrainingRun(adapted, task, spec, folder, listener).run(registry)
+                training = TrainingRun(adapted, task, spec, folder, listener)
+                if spec.config.adapter == "lora":
+                    out.say(f"LoRA of rank {spec.config.rank}: {training.policy.flat.numel():,} numbers to train")
+                return training.run(registry)
         except KeyboardInterrupt as error:
             state = folder.load()
             done = f"after step {state.step}, which is saved" if state and state.step else "before the first step"
@@ -66,18 +70,21 @@ def report(out: Output, trained: Trained) -> None:
     out.emit(
         "train",
         {
-            "expert": entry.reference,
-            "digest": entry.digest,
-            "path": str(entry.path),
+            "expert": entry.reference if entry else "",
+            "digest": entry.digest if entry else "",
+            "path": str(entry.path if entry else trained.adapter),
             "steps": trained.steps,
             "seconds": round(trained.seconds, 1),
             "evaluation": [asdict(evaluation)],
         },
     )
+    name = entry.reference if entry else "LoRA"
     low, high = evaluation.gain_ci95 or (evaluation.gain, evaluation.gain)
     verdict = "" if evaluation.mcnemar_p < 0.05 else "; not distinguishable from the base"
     out.data(
-        f"{entry.reference}: {evaluation.task} {evaluation.base_accuracy:.3f} -> {evaluation.expert_accuracy:.3f} "
+        f"{name}: {evaluation.task} {evaluation.base_accuracy:.3f} -> {evaluation.expert_accuracy:.3f} "
         f"(gain {100 * evaluation.gain:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
         f"McNemar p = {evaluation.mcnemar_p:.2g}, n = {evaluation.n} held-out questions{verdict})"
     )
+    if trained.adapter:
+        out.say(f"a LoRA is no expert of the registry; PEFT loads it from {trained.adapter}")

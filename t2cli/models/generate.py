@@ -15,9 +15,9 @@ from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
 from t2cli.errors import T2Error
-from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
 from t2cli.models.memory import Room
+from t2cli.models.text_model import TextModel
 
 SHRINK = 0.75  # finished rows leave the batch when fewer than this share are alive: copying the cache costs too
 
@@ -62,7 +62,7 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def generate(
-    adapted: AdaptedModel,
+    adapted: TextModel,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     *,
@@ -104,7 +104,7 @@ def draw(rows: int, sampling: SamplingConfig, generator: torch.Generator | None)
 
 
 def _continue(
-    adapted: AdaptedModel,
+    adapted: TextModel,
     logits: torch.Tensor,
     cache: DynamicCache,
     mask: torch.Tensor,
@@ -147,7 +147,7 @@ def _continue(
     return [Completion(tuple(tokens), end) for tokens, end in zip(written, ended, strict=True)]
 
 
-def _read(adapted: AdaptedModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+def _read(adapted: TextModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
     """Return the logits (B, V) after the prompts, their cache, and its mask (B, T).
 
     What all prompts begin with (a system text, a template) is read once, unless each row has its own expert. Then
@@ -202,7 +202,7 @@ def _check_finite(values: torch.Tensor) -> None:
 
 
 def greedy_in_batches(
-    adapted: AdaptedModel,
+    adapted: TextModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,

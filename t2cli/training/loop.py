@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
-from t2cli.evaluation.evaluate import Advance, right_answers
+from t2cli.evaluation.evaluate import Advance, answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
-from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example, Task, up_to
+from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
 from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM, Publisher, Trained
-from t2cli.training.trainer import Trainer
 
 SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
 
@@ -37,11 +37,12 @@ class TrainingRun:
         self.folder = folder
         self.listener = listener
         self.team = adapted.team
-        self.trainer = Trainer(adapted, spec.config)
-        self.rooms = (self.trainer.sampled_at_once, self.trainer.trained_at_once, adapted.answers_at_once)
+        self.trainer = algorithm_of(adapted, spec.config)
+        self.policy = self.trainer.policy
+        self.rooms = (*self.trainer.rooms, adapted.answers_at_once)
         for room in self.rooms:
             room.say = listener.note
-        self.publisher = Publisher(adapted, task, spec, folder, listener)
+        self.publisher = Publisher(adapted, self.policy, task, spec, folder, listener)
         self.validation: Sequence[Example] = up_to(
             task, "validation", spec.config.validation_examples, spec.config.seed
         )
@@ -82,10 +83,10 @@ class TrainingRun:
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
-        accuracy = self._validate(None, on_done=self.listener.advance)
+        accuracy = self._validate(self.policy.reference(), on_done=self.listener.advance)
         self.listener.stage("", 0)
         self.listener.note(f"base accuracy on {len(self.validation)} validation examples: {accuracy:.3f}")
-        flat = self.trainer.flat.detach()
+        flat = self.policy.flat.detach()
         zeros = torch.zeros_like(flat)
         tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
         state = RunState(0, 0.0, 0, accuracy, accuracy, tensors)
@@ -94,7 +95,7 @@ class TrainingRun:
         return state
 
     def _restore(self) -> RunState | None:
-        state = self.team.told(self.folder.load(self.trainer.flat.numel()) if self.team.leads else None)
+        state = self.team.told(self.folder.load(self.policy.flat.numel()) if self.team.leads else None)
         if state is None:
             return None
         self.trainer.restore(state.step, state.tensors)
@@ -114,7 +115,7 @@ class TrainingRun:
         step = state.step + 1
         validation = None
         if step % config.validate_every == 0 or step == config.steps:
-            validation = self._validate(self.trainer.z())
+            validation = self._validate(self.policy.answering())
         seconds = time.monotonic() - started
         state.step, state.seconds = step, state.seconds + seconds
         record = StepRecord(
@@ -139,10 +140,10 @@ class TrainingRun:
 
     def _keep(self, state: RunState, validation: float | None) -> None:
         """Checkpoint the step that was done; remember it if it is the best so far."""
-        state.tensors["z"] = self.trainer.flat.detach().clone()
+        state.tensors["z"] = self.policy.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
         if validation is not None:
-            self.team.check_same(self.trainer.flat)
+            self.team.check_same(self.policy.flat)
             state.stale += 1
         if validation is not None and validation > state.best_accuracy:
             state.best_accuracy, state.best_step, state.stale = validation, state.step, 0
@@ -153,10 +154,11 @@ class TrainingRun:
         if self.team.leads:
             self.folder.save(state)
 
-    def _validate(self, z: ZVectors | None, on_done: Advance | None = None) -> float:
-        right = right_answers(self.adapted, self.task, self.validation, z, on_done=on_done)
-        self.adapted.release()
-        return sum(right) / len(right)
+    def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> float:
+        with use:
+            answers = answers_in_use(self.policy.text_model, self.task, self.validation, on_done=on_done)
+        self.policy.release()
+        return answers.accuracy
 
 
 def check_examples(task: Task, config: TrainConfig) -> None:

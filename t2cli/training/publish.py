@@ -6,10 +6,11 @@ import hashlib
 import platform
 from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
+from pathlib import Path
 
 import torch
 
-from t2cli.evaluation.evaluate import compare
+from t2cli.evaluation.evaluate import compare_two, in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.basis_cache import singular_values
 from t2cli.registry.local import ExpertEntry, LocalRegistry
@@ -25,10 +26,12 @@ from t2cli.registry.manifest import (
 )
 from t2cli.registry.vectors import z_to_bytes
 from t2cli.svf.fingerprint import spectrum_sketch
-from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Task, origin, up_to
+from t2cli.training.adapter_folder import save_adapter
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener
+from t2cli.training.policy import Policy, Saves, SVFPolicy
 
 SHOWN, SHOWN_FROM, LONGEST_SHOWN = 4, 64, 300  # questions in a manifest, out of how many, and characters of each
 EVALUATION_SEED = 0  # the same questions for every run, so that experts of a task can be compared
@@ -36,45 +39,69 @@ EVALUATION_SEED = 0  # the same questions for every run, so that experts of a ta
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run made. `seconds` is training with validation, without the final evaluation."""
+    """What a run made: the `entry` of an expert, or the folder of an `adapter`, which is none.
 
-    entry: ExpertEntry
+    `seconds` is training with validation, without the final evaluation.
+    """
+
+    entry: ExpertEntry | None
     steps: int
     seconds: float
     evaluation: EvaluationRecord
+    adapter: Path | None = None
 
 
 class Publisher:
-    """Evaluates the best checkpoint of a run and puts it into the registry, once."""
+    """Evaluates the best checkpoint of a run and puts it into the registry, or an adapter into the run's folder."""
 
-    def __init__(self, adapted: AdaptedModel, task: Task, spec: RunSpec, folder: RunFolder, listener: Listener) -> None:
+    def __init__(
+        self, adapted: AdaptedModel, policy: Policy, task: Task, spec: RunSpec, folder: RunFolder, listener: Listener
+    ) -> None:
         self.adapted = adapted
+        self.policy = policy
         self.task = task
         self.spec = spec
         self.folder = folder
         self.listener = listener
 
     def publish(self, state: RunState, registry: LocalRegistry) -> Trained:
-        """Compare the best z with the base on test examples, and publish it with what was measured."""
-        best = unflatten(state.tensors["best"].cpu(), self.adapted.ranks)
-        z = ZVectors(best)
-        n = len(up_to(self.task, "test", self.spec.config.evaluation_examples, EVALUATION_SEED))
-        self.listener.stage(f"evaluate on {n} test examples", 2 * n)
-        evaluation = compare(self.adapted, self.task, z, n=n, seed=EVALUATION_SEED, on_done=self.listener.advance)
-        self.listener.stage("", 0)
-        self.adapted.release()
-        team, made = self.adapted.team, None
-        if team.leads:
-            entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
-            self.folder.finish(entry.reference)
-            made = Trained(entry, state.step, state.seconds, evaluation)
-        trained = team.told(made)
+        """Compare the best policy with the base on test examples, and publish it with what was measured."""
+        evaluation = self._evaluation(state.tensors["best"])
+        team = self.adapted.team
+        trained = team.told(self._put(state, evaluation, registry) if team.leads else None)
         assert trained is not None
         return trained
 
+    def _evaluation(self, best: torch.Tensor) -> EvaluationRecord:
+        n = len(up_to(self.task, "test", self.spec.config.evaluation_examples, EVALUATION_SEED))
+        self.listener.stage(f"evaluate on {n} test examples", 2 * n)
+        base = in_use(self.policy.text_model, self.policy.reference)
+        trained = in_use(self.policy.text_model, lambda: self.policy.answering(best), self.spec.expert)
+        heard = self.listener.advance
+        evaluation = compare_two(self.task, base, trained, n=n, seed=EVALUATION_SEED, on_done=heard)
+        self.listener.stage("", 0)
+        self.policy.release()
+        return evaluation
+
+    def _put(self, state: RunState, evaluation: EvaluationRecord, registry: LocalRegistry) -> Trained:
+        if isinstance(self.policy, Saves):
+            adapter = save_adapter(self.folder, self.policy, state.tensors["best"], evaluation)
+            self.folder.finish("")
+            return Trained(None, state.step, state.seconds, evaluation, adapter)
+        entry = registry.put(self._manifest(state, evaluation), z_to_bytes(self._z_of(state)))
+        self.folder.finish(entry.reference)
+        return Trained(entry, state.step, state.seconds, evaluation)
+
+    def _z_of(self, state: RunState) -> ZVectors:
+        """Return the best z of an SVF run: what is published are the effective factors, however they were trained."""
+        assert isinstance(self.policy, SVFPolicy)
+        return self.policy.z_of(state.tensors["best"].to(self.policy.flat.device))
+
     def published(self, state: RunState, registry: LocalRegistry) -> Trained | None:
         """Return what this run published before it was killed; it must not be published twice."""
-        blob = z_to_bytes(ZVectors(unflatten(state.tensors["best"].cpu(), self.adapted.ranks)))
+        if not isinstance(self.policy, SVFPolicy):
+            return None
+        blob = z_to_bytes(self._z_of(state))
         sha256 = hashlib.sha256(blob).hexdigest()
         for entry in registry.list(base_digest=self.spec.weights):
             manifest = entry.manifest
@@ -96,7 +123,7 @@ class Publisher:
             category=task.category,
             description=task.description,
             base=base_record(self.adapted),
-            targets=TargetsRecord(config.selection, len(self.adapted.targets), sum(self.adapted.ranks.values())),
+            targets=TargetsRecord(config.selection, len(self.adapted.targets), self.policy.flat.numel()),
             z=ZRecord("z.safetensors", "0" * 64, "linear"),
             examples=showcase(task, config.seed),
             training=TrainingRecord(

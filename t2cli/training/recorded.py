@@ -90,7 +90,15 @@ def settings_of(training: TrainingRecord, where: str) -> Settings:
                 hint="no training can have recorded that: fetch the expert again, or ask who made it",
             )
     basis = PRESETS.get(training.preset, TrainConfig())
-    config = replace(basis, **given)  # type: ignore[arg-type]
+    try:
+        config = replace(basis, **given)  # type: ignore[arg-type]
+        if config.adapter != "svf":
+            raise ValueError(f"adapter must be svf for an expert, not {config.adapter}")
+    except ValueError as error:
+        raise CorruptArtifactError(
+            f"{where}: training.config cannot be: {error}",
+            hint="no training can have recorded that: fetch the expert again, or ask who made it",
+        ) from error
     missing = [field.name for field in fields(TrainConfig) if field.name not in given]
     return Settings(config, {name: getattr(config, name) for name in missing})
 

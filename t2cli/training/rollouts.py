@@ -1,4 +1,4 @@
-"""Sample answers to a task's examples under the current z, and have them judged.
+"""Sample answers to a task's examples under the policy in use, and have them judged.
 
 The token ids are kept as sampled: text decoded and tokenised again may be other tokens, with other log-probabilities.
 A completion that did not end within the task's limit counts as wrong: otherwise the model learns to give the answer
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from t2cli.config import SamplingConfig, TrainConfig
-from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, draw, generate
 from t2cli.models.memory import Room
-from t2cli.svf.zvector import ZVectors
+from t2cli.models.text_model import TextModel
 from t2cli.tasks.base import Example, Task, rewards, stop_of
 
 
@@ -38,47 +37,48 @@ class Rollouts:
 
 
 def collect(
-    adapted: AdaptedModel,
+    text_model: TextModel,
     task: Task,
     examples: Sequence[Example],
-    z: ZVectors,
     config: TrainConfig,
     generator: torch.Generator,
     room: Room | None = None,
 ) -> Rollouts:
-    """Answer each example `config.group` times at `config.temperature` with folded weights; judge the answers.
+    """Answer each example `config.group` times at `config.temperature` as what is in use; judge the answers.
 
     Of the examples, a process answers the share that it has in the model's team, in batches of the `room` there is.
     """
     group = config.group
     sampling = SamplingConfig(max_new_tokens=task.max_new_tokens, temperature=config.temperature)
-    draws = draw(len(examples) * group, sampling, generator).view(len(examples), group, -1)
-    mine = list(adapted.team.share(range(len(examples))))
-    draws = draws[mine].flatten(0, 1)  # (rows, max_new_tokens)
-    prompts = [adapted.base.encode(task.messages(examples[index])) for index in mine]
-
-    stop = stop_of(task, adapted.base.decode)
+    mine = list(text_model.team.share(range(len(examples))))
+    draws = None
+    if sampling.temperature > 0:
+        all_draws = draw(len(examples) * group, sampling, generator).view(len(examples), group, -1)
+        draws = all_draws[mine].flatten(0, 1)  # (rows, max_new_tokens)
+    prompts = [text_model.base.encode(task.messages(examples[index])) for index in mine]
+    stop = stop_of(task, text_model.base.decode)
 
     def sampled(rows: Sequence[int]) -> list[Completion]:
         which = [row // group for row in rows]
         whole = rows[0] % group == 0 and len(rows) % group == 0  # then each prompt is read once for its group
         asked = [prompts[index] for index in (which[::group] if whole else which)]
-        return generate(adapted, asked, sampling, copies=group if whole else 1, draws=draws[list(rows)], stop=stop)
+        own = None if draws is None else draws[list(rows)]
+        return generate(text_model, asked, sampling, copies=group if whole else 1, draws=own, stop=stop)
 
-    room = room or Room(max(1, len(draws)), "rollouts")
-    with adapted.use_z(z):
-        flat = [completion for part in room.over(range(len(draws)), sampled) for completion in part]
+    total = len(mine) * group
+    room = room or Room(max(1, total), "rollouts")
+    flat = [completion for part in room.over(range(total), sampled) for completion in part]
     groups = [flat[start : start + group] for start in range(0, len(flat), group)]
     asked = [examples[index] for index in mine for _ in range(group)]
-    return Rollouts(prompts, groups, judged(adapted, task, asked, flat).view(len(mine), group))
+    return Rollouts(prompts, groups, judged(text_model, task, asked, flat).view(len(mine), group))
 
 
 def judged(
-    adapted: AdaptedModel, task: Task, examples: Sequence[Example], completions: Sequence[Completion]
+    text_model: TextModel, task: Task, examples: Sequence[Example], completions: Sequence[Completion]
 ) -> torch.Tensor:
     """Return the reward of each rollout, -1 or +1; those that did not end are not even looked at."""
     ended = [i for i, completion in enumerate(completions) if completion.ended]
-    texts = [adapted.base.decode(list(completions[i].ids)) for i in ended]
+    texts = [text_model.base.decode(list(completions[i].ids)) for i in ended]
     result = torch.full((len(completions),), -1.0)
     if ended:
         result[ended] = torch.tensor(rewards(task, [examples[i] for i in ended], texts))

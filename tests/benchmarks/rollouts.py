@@ -29,7 +29,8 @@ def our_rate(adapted: Any, task: Any, examples: Any, config: Any, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     z = ZVectors({name: 1 + 1e-3 * torch.randn(r, generator=generator) for name, r in adapted.ranks.items()})
     started = time.perf_counter()
-    rollouts = collect(adapted, task, examples, z, config, generator)
+    with adapted.use_z(z):
+        rollouts = collect(adapted, task, examples, config, generator)
     rate = rollouts.tokens / (time.perf_counter() - started)
     adapted.release()
     return rate

@@ -41,8 +41,7 @@ examples = task.examples("train", int(sys.argv[4]), 0)
 
 def sample(at_once):
     room = Room(at_once, "rollouts", said.append)
-    z = Trainer(adapted, SMALL).z()
-    return collect(adapted, task, examples, z, SMALL, torch.Generator().manual_seed(0), room), room.size
+    return collect(adapted, task, examples, SMALL, torch.Generator().manual_seed(0), room), room.size
 
 def train(rollouts, at_once):
     trainer = Trainer(adapted, replace(SMALL, micro_batch=at_once, max_gradient_norm=1e9))
@@ -105,8 +104,7 @@ class Crowded:
 
 def rollouts_of(adapted: AdaptedModel) -> Rollouts:
     task = OddTask()
-    z = Trainer(adapted, SMALL).z()
-    return collect(adapted, task, task.examples("train", 8, 0), z, SMALL, torch.Generator().manual_seed(0))
+    return collect(adapted, task, task.examples("train", 8, 0), SMALL, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])

@@ -136,7 +136,7 @@ def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: Loca
     class Watching(Silent):
         def step(self, record: StepRecord) -> None:
             assert record.validation is not None
-            seen.append((record.validation, z_to_bytes(run.trainer.z())))
+            seen.append((record.validation, z_to_bytes(run.trainer.policy.z())))
 
     run = start(counting, config, listener=Watching())
     trained = run.run(registry)
