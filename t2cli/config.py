@@ -54,12 +54,14 @@ class TrainConfig:
     final_learning_rate: float = 0.1  # cosine decay ends at this share of learning_rate
     kl_coefficient: float = 0.02  # at 0 the base is not asked, and no KL is known
     max_gradient_norm: float = 1.0
+    max_relative_step: float = 1e-3  # of ||W'_new - W'|| / ||W||, times the schedule's share; 0: no bound
     weight_decay: float = 0.0
     population: int = 16  # evolution: candidates per step, in pairs
     sigma: float = 0.02  # evolution: standard deviation of a candidate's p
     micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
     validate_every: int = 10
     validation_examples: int = 100
+    retries: int = 2  # of a policy that collapsed: from the best checkpoint, with half the learning rate
     patience: int = 0  # validations without a better checkpoint before the run ends; 0: it never ends early
     evaluation_examples: int = 300
     selection: str = "all"
@@ -75,6 +77,8 @@ class TrainConfig:
             raise ValueError("a leave-one-out baseline needs a group of at least 2 rollouts")
         if self.trainer == "evolution" and (self.adapter != "svf" or self.population < 2 or self.population % 2):
             raise ValueError("evolution needs the adapter svf, and a population of pairs")
+        if self.max_relative_step and (self.adapter != "svf" or self.parametrisation != "linear"):
+            raise ValueError("a bound on the relative step needs the adapter svf and the linear parametrisation")
 
 
 CHOICES = {
@@ -97,6 +101,8 @@ _SINGLE = TrainConfig(
     beta2=0.999,
     warmup_steps=0,
     max_gradient_norm=1e-3,
+    max_relative_step=0.0,
+    retries=0,
 )
 
 PRESETS: dict[str, TrainConfig] = {
@@ -117,7 +123,7 @@ PRESETS: dict[str, TrainConfig] = {
 
 # What another adapter or trainer than the preset's own changes, unless it is given. Learning rates: see math.md 5 for
 # LoRA; evolution's has no unit (training/evolution.py).
-ADAPTER_DEFAULTS: dict[str, dict[str, object]] = {"svf": {}, "lora": {"learning_rate": 2e-4}}
+ADAPTER_DEFAULTS: dict[str, dict[str, object]] = {"svf": {}, "lora": {"learning_rate": 2e-4, "max_relative_step": 0.0}}
 TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     "policy-gradient": {},
     "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0},

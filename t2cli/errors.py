@@ -17,6 +17,10 @@ class T2Error(Exception):
         self.hint = hint
 
 
+class DivergedError(T2Error):
+    """Numbers grew until they were no longer finite: an expert, or a policy in training, is lost (exit 1)."""
+
+
 class UsageError(T2Error):
     """The command was called with arguments that cannot work (exit 2)."""
 

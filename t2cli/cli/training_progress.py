@@ -40,8 +40,9 @@ class TrainingProgress:
     def step(self, record: StepRecord) -> None:
         """Write a step's line and move the bar."""
         validation = "" if record.validation is None else f"  validation {record.validation:.3f}"
+        kl = "" if record.kl is None else f"  KL {record.kl:.4f}"
         self._out.say(
-            f"step {record.step}/{record.steps}  reward {record.reward:+.3f}  KL {record.kl:.4f}  "
+            f"step {record.step}/{record.steps}  reward {record.reward:+.3f}{kl}  "
             f"{record.tokens_per_second:.0f} tokens/s  {record.seconds:.1f} s  ETA {minutes(record.eta)}{validation}"
         )
         self._bar.advance()

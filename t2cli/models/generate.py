@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
-from t2cli.errors import T2Error
+from t2cli.errors import DivergedError
 from t2cli.models.cache import attention_window, growing_cache
 from t2cli.models.memory import Room
 from t2cli.models.text_model import TextModel
@@ -195,7 +195,7 @@ def choose(logits: torch.Tensor, temperature: float, drawn: torch.Tensor | None)
 
 def _check_finite(values: torch.Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
-        raise T2Error(
+        raise DivergedError(
             "the model's predictions are not finite numbers",
             hint="the expert, or the weights of the mix, change the base too much: use smaller weights",
         )

@@ -20,6 +20,7 @@
     stop: "```\\n"                  # optional: a completion ends where this regular expression matches its text
 
 `answer: {kind: word, candidates: REGEX}` finds the words a question offers: one group, every match.
+`answer: {kind: term, terms: [left, right]}` names the words that every question offers.
 
 Questions may also be read from files, JSONL or a JSON array of objects. Then the source is
 
@@ -71,13 +72,16 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """How a completion is judged: a kind of `REWARDS`, and for `word` where its candidates are found."""
+    """How a completion is judged: a kind of `REWARDS`; for `word` where its candidates are found, for `term` which."""
 
     kind: str
     candidates: str | None = None
+    terms: tuple[str, ...] = ()
 
     def offered(self, question: str) -> list[str]:
         """Return the answers that `question` offers, in its order; empty where the kind needs none."""
+        if self.terms:
+            return list(self.terms)
         return re.findall(self.candidates, question) if self.candidates else []
 
 
@@ -166,8 +170,11 @@ def _answer(fields: Fields) -> AnswerSpec:
     candidates = fields.regex("candidates") if fields.has("candidates") else None
     if candidates and candidates.groups != 1:
         raise fields.wrong("candidates", "needs exactly one group", "put parentheses around the word")
+    if (kind == "term") != fields.has("terms"):
+        raise fields.wrong("terms", "goes with `kind: term`", "give both or neither")
+    terms = fields.texts("terms") if fields.has("terms") else ()
     fields.done()
-    return AnswerSpec(kind, candidates.pattern if candidates else None)
+    return AnswerSpec(kind, candidates.pattern if candidates else None, terms)
 
 
 def _row(kind: str, fields: Fields, answer: AnswerSpec, prompts: tuple[str, ...]) -> Row:

@@ -187,6 +187,14 @@ def word(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     return {each for each in offered if _has_word(completion, each)} == {answer}
 
 
+def term(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the answer is the only one of the candidates that occurs in the completion, in any case.
+
+    As `word`, for a fixed list of words that a question does not name, such as "father" and "father-in-law".
+    """
+    return word(answer.lower(), completion.lower(), [each.lower() for each in candidates])
+
+
 def _has_word(text: str, wanted: str) -> bool:
     return re.search(rf"(?<!\w)(?<!\w[-'\u2019]){re.escape(wanted)}(?!\w|-\w)", text) is not None
 
@@ -208,5 +216,6 @@ REWARDS: Mapping[str, Reward] = {
     "choice": choice,
     "exact": exact,
     "word": word,
+    "term": term,
     "tests": unit_tests,
 }

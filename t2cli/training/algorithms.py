@@ -30,8 +30,13 @@ class Algorithm(Protocol):
     def moments(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint keeps besides the numbers: exp_avg and exp_avg_sq (parameters,)."""
 
-    def restore(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on after `step` with z (the numbers), exp_avg and exp_avg_sq (parameters,) of a checkpoint."""
+    def restore(
+        self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
+    ) -> None:
+        """Go on after `step` with z (the numbers), exp_avg and exp_avg_sq (parameters,) of a checkpoint.
+
+        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled.
+        """
 
 
 TRAINERS = {

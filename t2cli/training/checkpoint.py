@@ -59,6 +59,8 @@ class RunState:
     tensors: dict[str, torch.Tensor]  # z, best, exp_avg, exp_avg_sq: each (parameters,)
     stale: int = 0  # validations since the best
     at_once: list[int] = field(default_factory=list)  # rollouts, prompts and answers that memory had room for
+    collapses: int = 0
+    restarted: int = 0  # the step after which the optimiser was new
 
 
 class RunFolder:

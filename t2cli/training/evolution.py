@@ -48,6 +48,7 @@ class EvolutionTrainer:
         self.candidates_at_once = Room(max(1, ROWS // config.prompts_per_step), "candidates")
         self.rooms = (self.candidates_at_once,)
         self.steps_done = 0
+        self.caution = 1.0
 
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
         """Score a population around p on the examples, and move p once. Nothing is drawn from `generator`."""
@@ -62,19 +63,21 @@ class EvolutionTrainer:
         likely = self._logp(candidates[mine], task, examples)  # (N,)
         found = sorted(team.gathered(list(zip(mine, scored.tolist(), likely.tolist(), strict=True))))
         rewards, logp = torch.tensor([row for _, row, _ in found]), torch.tensor([value for *_, value in found])
+        rate = config.learning_rate * self.caution
         direction = estimate(noise, fitness(rewards, logp), config.sigma)  # (P,)
         with torch.no_grad():
-            flat.add_((config.learning_rate * config.sigma**2 * direction).to(flat.device))
+            flat.add_((rate * config.sigma**2 * direction).to(flat.device))
         self.steps_done += 1
         self.policy.changed()
         return StepResult(
             reward=float(rewards.mean()),
-            kl=0.0,
+            kl=None,
             gradient_norm=float(direction.norm()),
-            learning_rate=config.learning_rate,
+            learning_rate=rate,
             informative=float((rewards != rewards[0]).any(dim=0).float().mean()),
             tokens=round(tokens),
             sampling_seconds=sampled,
+            rollouts=rewards.numel(),
         )
 
     def moments(self) -> dict[str, torch.Tensor]:
@@ -82,12 +85,14 @@ class EvolutionTrainer:
         zeros = torch.zeros_like(self.policy.flat.detach())
         return {"exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
-    def restore(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on after `step` with the numbers z (P,) of a checkpoint."""
+    def restore(
+        self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
+    ) -> None:
+        """Go on after `step` with the numbers z (P,) of a checkpoint, at `caution` times the learning rate."""
         with torch.no_grad():
             self.policy.flat.copy_(tensors["z"])
         self.policy.changed()
-        self.steps_done = step
+        self.steps_done, self.caution = step, caution
 
     def _rewards(self, candidates: torch.Tensor, task: Task, examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
         """Return the reward (N, M) of every candidate's greedy answers, and how many tokens they have."""

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from t2cli.config import TrainConfig
-from t2cli.errors import T2Error
+from t2cli.errors import DivergedError, T2Error
 from t2cli.evaluation.evaluate import Advance, answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
@@ -22,6 +22,8 @@ from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
 from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM, Publisher, Trained
+from t2cli.training.safety import CollapseWatch, fallen
+from t2cli.training.trainer import StepResult
 
 SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
 
@@ -42,6 +44,7 @@ class TrainingRun:
         self.rooms = (*self.trainer.rooms, adapted.answers_at_once)
         for room in self.rooms:
             room.say = listener.note
+        self.watch = CollapseWatch()
         self.publisher = Publisher(adapted, self.policy, task, spec, folder, listener)
         self.validation: Sequence[Example] = up_to(
             task, "validation", spec.config.validation_examples, spec.config.seed
@@ -62,10 +65,10 @@ class TrainingRun:
         while not self._ended(state):
             self._one_step(state)
         self.listener.stage("", 0)
-        if state.step < self.config.steps:
+        if state.step < self.config.steps and state.collapses <= self.config.retries:
             self.listener.note(
-                f"ended early, after step {state.step}: none of the last {state.stale} validations found a better "
-                f"checkpoint than {f'that of step {state.best_step}' if state.best_step else 'the base'}"
+                f"ended early, after step {state.step}: none of the last {state.stale} validations found "
+                f"anything better than {_best(state)}"
             )
         if state.best_step == 0:
             if self.team.leads:
@@ -78,8 +81,9 @@ class TrainingRun:
         return self.publisher.publish(state, registry)
 
     def _ended(self, state: RunState) -> bool:
-        """Tell whether the steps are done, or `patience` validations went by without a better checkpoint."""
-        return state.step >= self.config.steps or 0 < self.config.patience <= state.stale
+        """Tell whether the steps are done, `patience` validations found nothing better, or retries are used up."""
+        done, stale = state.step >= self.config.steps, 0 < self.config.patience <= state.stale
+        return done or stale or state.collapses > self.config.retries
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
@@ -98,11 +102,12 @@ class TrainingRun:
         state = self.team.told(self.folder.load(self.policy.flat.numel()) if self.team.leads else None)
         if state is None:
             return None
-        self.trainer.restore(state.step, state.tensors)
+        self.trainer.restore(state.step, state.tensors, restarted=state.restarted, caution=_caution(state))
         for room, size in zip(self.rooms, state.at_once, strict=False):  # other sizes would round otherwise
             room.size = size
         if self.team.leads:
             self.folder.metrics.cut_after(state.step)
+        self.watch = CollapseWatch(self.team.told(self.folder.metrics.read() if self.team.leads else []))
         self.listener.note(f"resuming after step {state.step} of {self.config.steps}")
         return state
 
@@ -111,11 +116,17 @@ class TrainingRun:
         stream = config.seed * SEED_STRIDE + state.step
         examples = self.task.examples("train", config.prompts_per_step, stream)
         generator = torch.Generator().manual_seed(stream)
-        result = self.trainer.update(self.task, examples, generator)
-        step = state.step + 1
-        validation = None
-        if step % config.validate_every == 0 or step == config.steps:
-            validation = self._validate(self.policy.answering())
+        step, validation = state.step + 1, None
+        try:
+            result = self.trainer.update(self.task, examples, generator)
+            collapse = self.watch.see(result.reward, result.kl, result.rollouts)
+            if not collapse and (step % config.validate_every == 0 or step == config.steps):
+                validation = self._validate(self.policy.answering())
+                collapse = fallen(state.best_accuracy, validation, len(self.validation))
+        except DivergedError as error:
+            if self.team.size > 1:
+                raise  # the others may not have seen it
+            result, collapse = StepResult.lost(), error.message
         seconds = time.monotonic() - started
         state.step, state.seconds = step, state.seconds + seconds
         record = StepRecord(
@@ -127,16 +138,30 @@ class TrainingRun:
             gradient_norm=result.gradient_norm,
             learning_rate=result.learning_rate,
             tokens=result.tokens,
-            tokens_per_second=result.tokens / result.sampling_seconds,
+            tokens_per_second=result.tokens / max(1e-9, result.sampling_seconds),
             seconds=seconds,
             elapsed=state.seconds,
             eta=state.seconds / step * (config.steps - step),
             validation=validation,
+            rollouts=result.rollouts,
+            collapse=collapse,
         )
         if self.team.leads:
             self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
+        if collapse:
+            self._fall_back(state, collapse)
         self._keep(state, validation)
         self.listener.step(record)
+
+    def _fall_back(self, state: RunState, why: str) -> None:
+        """Give up the policy as it is, for the best checkpoint and half the learning rate."""
+        state.collapses, state.restarted = state.collapses + 1, state.step
+        self.watch = CollapseWatch()
+        state.tensors["z"] = state.tensors["best"]
+        self.trainer.restore(state.step, state.tensors, restarted=state.step, caution=_caution(state))
+        over = state.collapses > self.config.retries
+        then = "the run ends with" if over else f"going on at {_caution(state):.2g} of the learning rate from"
+        self.listener.note(f"collapse at step {state.step}: {why}; {then} {_best(state)}")
 
     def _keep(self, state: RunState, validation: float | None) -> None:
         """Checkpoint the step that was done; remember it if it is the best so far."""
@@ -159,6 +184,15 @@ class TrainingRun:
             answers = answers_in_use(self.policy.text_model, self.task, self.validation, on_done=on_done)
         self.policy.release()
         return answers.accuracy
+
+
+def _caution(state: RunState) -> float:
+    """Return the share of the learning rate that is used: half after each collapse."""
+    return float(0.5**state.collapses)
+
+
+def _best(state: RunState) -> str:
+    return f"the checkpoint of step {state.best_step}" if state.best_step else "the base"
 
 
 def check_examples(task: Task, config: TrainConfig) -> None:

@@ -18,7 +18,7 @@ class StepRecord:
     step: int  # counted from 1
     steps: int
     reward: float  # mean over the rollouts, in [-1, 1]
-    kl: float  # mean k3 estimate per token against the base
+    kl: float | None  # mean k3 estimate per token against the base; None: not measured
     informative: float  # share of prompts with both right and wrong rollouts
     gradient_norm: float
     learning_rate: float
@@ -28,6 +28,8 @@ class StepRecord:
     elapsed: float  # of the run, interruptions left out
     eta: float  # until the last step
     validation: float | None = None  # greedy accuracy on the validation examples, where they were run
+    rollouts: int = 0
+    collapse: str = ""  # why the policy was given up at this step, where it was
 
 
 class Listener(Protocol):

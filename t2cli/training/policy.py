@@ -106,6 +106,13 @@ class SVFPolicy:
         vectors = self._effective(numbers)
         return torch.cat([vectors[name] for name in sorted(vectors)], dim=-1)
 
+    @property
+    def spectrum(self) -> torch.Tensor:
+        """Return the singular values (parameters,) that the numbers rescale."""
+        self.adapted.prepare()
+        layers = self.adapted.layers
+        return torch.cat([layers[name].require_basis().S for name in sorted(self.ranks)]).to(self.flat.device)
+
     def answering(self, numbers: torch.Tensor | None = None) -> AbstractContextManager[None]:
         """Answer folded."""
         return self.adapted.use_z(self.z() if numbers is None else self.z_of(numbers))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from t2cli.errors import T2Error
 from t2cli.evaluation.evaluate import compare_two, in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.basis_cache import singular_values
@@ -34,6 +35,7 @@ from t2cli.training.metrics import Listener
 from t2cli.training.policy import Policy, Saves, SVFPolicy
 
 SHOWN, SHOWN_FROM, LONGEST_SHOWN = 4, 64, 300  # questions in a manifest, out of how many, and characters of each
+SIGNIFICANT = 0.05  # McNemar's p of an expert that must not be published
 EVALUATION_SEED = 0  # the same questions for every run, so that experts of a task can be compared
 
 
@@ -65,9 +67,20 @@ class Publisher:
         self.listener = listener
 
     def publish(self, state: RunState, registry: LocalRegistry) -> Trained:
-        """Compare the best policy with the base on test examples, and publish it with what was measured."""
+        """Compare the best policy with the base on test examples, and publish it with what was measured.
+
+        Raises T2Error for one that is worse than the base, which chance does not explain: it is not published.
+        """
         evaluation = self._evaluation(state.tensors["best"])
         team = self.adapted.team
+        if evaluation.gain < 0 and evaluation.mcnemar_p < SIGNIFICANT:
+            if team.leads:
+                self.folder.finish("")
+            raise T2Error(
+                f"the best checkpoint is worse than the base on {evaluation.n} held-out questions "
+                f"({evaluation.expert_accuracy:.1%} against {evaluation.base_accuracy:.1%}): nothing was published",
+                hint="train with a smaller --learning-rate, with another --seed, or for fewer --steps",
+            )
         trained = team.told(self._put(state, evaluation, registry) if team.leads else None)
         assert trained is not None
         return trained

@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from t2cli.training.metrics import StepRecord
 
 WINDOW = 4  # steps that are looked at together
 HALF = 0.5  # of the best share of right rollouts so far: less is a collapse, where chance cannot explain it
 SIGNIFICANT = 4.0  # standard errors; rollouts of one prompt resemble each other, so that this is less than it seems
-RUNAWAY_KL = 4.0  # nats per token over a window; healthy runs stay below 1.5
+RUNAWAY_KL = 6.0  # nats per token over a window, where rewards are down as well: a good policy may be far from the base
+DOWN = 0.75  # of the best share of right rollouts
 
 
 def relative_change(delta: torch.Tensor, S: torch.Tensor) -> float:
-    """Return ||W'_new - W'|| / ||W|| of a change `delta` (parameters,) of z, given all singular values S (parameters,)."""
+    """Return ||W'_new - W'|| / ||W|| of a change `delta` of z, with the singular values S: both (parameters,)."""
     return float((S * delta).norm() / S.norm())
 
 
@@ -32,24 +38,50 @@ def bounded(delta: torch.Tensor, S: torch.Tensor, bound: float) -> torch.Tensor:
     return delta * (bound / change) if change > bound else delta
 
 
-class CollapseWatch:
-    """Sees the rewards and the KL of one step after another, and says when the policy is falling apart."""
+def fallen(best: float, accuracy: float, n: int) -> str:
+    """Return why an accuracy on `n` validation examples is a collapse, the best so far being known, or ""."""
+    error = math.sqrt(best * (1 - best) / n)
+    if accuracy < HALF * best and best - accuracy > SIGNIFICANT * error:
+        return f"the accuracy fell from {best:.1%} to {accuracy:.1%} of the validation examples"
+    return ""
 
-    def __init__(self) -> None:
+
+class CollapseWatch:
+    """Sees what comes of one step after another, and says when the policy is falling apart.
+
+    It has no memory of its own on disk: fed with the records of a run, it is where it was.
+    """
+
+    def __init__(self, records: Iterable[StepRecord] = ()) -> None:
+        self._forget()
+        for record in records:
+            if record.collapse:
+                self._forget()
+            else:
+                self.see(record.reward, record.kl, record.rollouts)
+
+    def _forget(self) -> None:
         self._shares: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # right rollouts of a step, and how many it had
         self._kl: deque[float] = deque(maxlen=WINDOW)
         self._best = 0.0
 
-    def see(self, reward: float, kl: float | None, rollouts: int) -> str | None:
+    def see(self, reward: float, kl: float | None, rollouts: int) -> str:
         """Take in a step's mean reward in [-1, 1] over `rollouts`, and its mean KL per token (None: not measured).
 
-        Returns why this is a collapse, in words, or None. Nothing is said before WINDOW steps were seen.
+        Returns why this is a collapse, in words, or "". Nothing is said before WINDOW steps were seen. After a collapse
+        it starts anew.
         """
+        why = self._judged(reward, kl, rollouts)
+        if why:
+            self._forget()
+        return why
+
+    def _judged(self, reward: float, kl: float | None, rollouts: int) -> str:
         self._shares.append(((reward + 1) / 2, rollouts))
         if kl is not None:
             self._kl.append(kl)
         if len(self._shares) < WINDOW:
-            return None
+            return ""
         total = sum(count for _, count in self._shares)
         share = sum(right * count for right, count in self._shares) / total
         self._best = max(self._best, share)
@@ -57,6 +89,6 @@ class CollapseWatch:
         if share < HALF * self._best and self._best - share > SIGNIFICANT * error:
             return f"right rollouts fell from {self._best:.0%} to {share:.0%}"
         mean = sum(self._kl) / max(1, len(self._kl))
-        if len(self._kl) == WINDOW and mean > RUNAWAY_KL:
+        if len(self._kl) == WINDOW and mean > RUNAWAY_KL and share < DOWN * self._best:
             return f"the policy ran {mean:.1f} nats per token away from the base"
-        return None
+        return ""

@@ -17,7 +17,7 @@ from t2cli.training.metrics import Listener, StepRecord
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-NO_SERIES = ("step", "steps", "elapsed", "eta")
+NO_SERIES = ("step", "steps", "elapsed", "eta", "collapse")
 
 
 def check_tensorboard() -> None:

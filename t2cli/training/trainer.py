@@ -11,7 +11,8 @@ Deviations from the paper:
    where it runs out. Processes that train together share the prompts and add their gradients.
 4. Prompts whose rollouts are all right or all wrong have no advantage; they are left out of the gradient, KL term
    included, which saves most of its cost while a task is mostly failed or mostly solved.
-5. Without a KL coefficient the base is not asked, and the KL is given as 0.
+5. Without a KL coefficient the base is not asked, and no KL is given.
+6. A step is bounded by how much it changes the weights (see safety.py), in the preset `t2`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import torch
 from torch import nn
 
 from t2cli.config import TrainConfig
-from t2cli.errors import T2Error
+from t2cli.errors import DivergedError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.memory import Room
 from t2cli.svf.policy_gradient import BASELINES, policy_gradient_loss
 from t2cli.training.packing import pack, rollout_logp
-from t2cli.training.policy import policy_of
+from t2cli.training.policy import SVFPolicy, policy_of
 from t2cli.training.rollouts import Rollouts, collect
+from t2cli.training.safety import bounded
 
 if TYPE_CHECKING:
     from t2cli.tasks.base import Example, Task
@@ -43,13 +45,21 @@ class StepResult:
     """What one update did. `kl` is the mean k3 estimate per token, `gradient_norm` is before clipping."""
 
     reward: float
-    kl: float
+    kl: float | None  # None where no prompt had an advantage, or no KL coefficient asks for it
     gradient_norm: float
     learning_rate: float
     informative: float  # share of prompts that had an advantage: rollouts not all right or all wrong, with a baseline
     tokens: int = 0  # generated
     sampling_seconds: float = 0.0
+    rollouts: int = 0
 
+    @classmethod
+    def lost(cls) -> StepResult:
+        """Return what is told of an update that could not be made, because numbers were no longer finite."""
+        return cls(reward=-1.0, kl=None, gradient_norm=0.0, learning_rate=0.0, informative=0.0)
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps
 
 # Equal as long as their own weight decay is 0; what decays the numbers is in `step`.
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -66,30 +76,40 @@ class Trainer:
         kind = OPTIMIZERS[config.optimizer]
         self.optimizer = kind([self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, config.beta2))
         self.steps_done = 0
+        self.caution = 1.0
         self.sampled_at_once = Room(config.prompts_per_step * config.group, "rollouts")
         self.trained_at_once = Room(config.micro_batch, "prompts in the gradient")
         self.rooms = (self.sampled_at_once, self.trained_at_once)
 
-    def restore(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on after `step` with the numbers z, exp_avg and exp_avg_sq (parameters,) of a checkpoint."""
+    def restore(
+        self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
+    ) -> None:
+        """Go on after `step` with the numbers z, exp_avg and exp_avg_sq (parameters,) of a checkpoint.
+
+        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled.
+        """
         with torch.no_grad():
             self.flat.copy_(tensors["z"])
         self.policy.changed()
-        self.steps_done = step
-        if step:
-            moments = {name: tensors[name].to(self.flat.device) for name in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[self.flat] = {"step": torch.tensor(float(step)), **moments}
+        self.steps_done, self.caution = step, caution
+        self.optimizer.state.clear()
+        if step > restarted:
+            moments = {name: tensors[name].to(self.flat.device) for name in MOMENTS}
+            self.optimizer.state[self.flat] = {"step": torch.tensor(float(step - restarted)), **moments}
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of update `step` (from 0): linear warm-up, then constant or a cosine to the final share."""
+        return self.config.learning_rate * self.caution * self._share(step)
+
+    def _share(self, step: int) -> float:
         config = self.config
         if step < config.warmup_steps:
-            return config.learning_rate * (step + 1) / config.warmup_steps
+            return (step + 1) / config.warmup_steps
         if config.schedule == "constant":
-            return config.learning_rate
+            return 1.0
         progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         low = config.final_learning_rate
-        return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
         """Answer the examples as the policy, and update it once from the rewards."""
@@ -103,10 +123,10 @@ class Trainer:
     def moments(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint keeps of the optimiser: exp_avg and exp_avg_sq (parameters,)."""
         state = self.optimizer.state[self.flat]
-        return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+        return {name: state.get(name, torch.zeros_like(self.flat.detach())) for name in MOMENTS}
 
     def step(self, rollouts: Rollouts) -> StepResult:
-        """Update once from the rollouts. Raises T2Error if the gradient is not finite, leaving all as it was."""
+        """Update once from the rollouts. Raises DivergedError if the gradient is not finite, leaving all as it was."""
         team, advantages = self.adapted.team, BASELINES[self.config.baseline](rollouts.rewards)
         informative = (advantages != 0).any(dim=1).nonzero().flatten().tolist()  # the prompts that teach something
         reward, count, prompts, teaching = team.total(
@@ -120,26 +140,36 @@ class Trainer:
         team.add(self.flat.grad)
         norm = float(nn.utils.clip_grad_norm_([self.flat], self.config.max_gradient_norm))
         if not math.isfinite(norm):
-            raise T2Error(
+            raise DivergedError(
                 f"the gradient of step {self.steps_done + 1} is not finite",
                 hint="start again with a smaller --learning-rate, or with another --seed",
             )
         rate = self.learning_rate(self.steps_done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        if self.config.weight_decay:  # towards the base, where z is 1, not towards 0
-            with torch.no_grad():
-                self.flat.sub_((self.flat - self.policy.origin) * (rate * self.config.weight_decay))
+        self._move(rate)
         self.steps_done += 1
         self.policy.changed()
         return StepResult(
             reward=reward / count,
-            kl=kl / max(1, tokens),
+            kl=kl / tokens if tokens and self.config.kl_coefficient else None,
             gradient_norm=norm,
             learning_rate=rate,
             informative=teaching / prompts,
+            rollouts=round(count),
         )
+
+    def _move(self, rate: float) -> None:
+        """Let the optimiser make a step at `rate`, no longer than the bound allows."""
+        config, before = self.config, self.flat.detach().clone()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        with torch.no_grad():
+            if config.weight_decay:  # towards the base, where z is 1, not towards 0
+                self.flat.sub_((self.flat - self.policy.origin) * (rate * config.weight_decay))
+            if config.max_relative_step and rate:
+                assert isinstance(self.policy, SVFPolicy)
+                bound = config.max_relative_step * rate / config.learning_rate
+                self.flat.copy_(before + bounded(self.flat - before, self.policy.spectrum, bound))
 
     def _accumulate(
         self, rollouts: Rollouts, advantages: torch.Tensor, part: list[int], count: int

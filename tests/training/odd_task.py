@@ -16,7 +16,8 @@ from t2cli.training.metrics import Listener, Silent
 SMALL = TrainConfig(
     steps=4,
     prompts_per_step=8,
-    learning_rate=0.03,
+    learning_rate=0.3,
+    max_relative_step=0.0,  # a tiny model needs long steps
     warmup_steps=1,
     validate_every=2,
     validation_examples=24,

@@ -152,7 +152,13 @@ def test_two_updates_by_hand(name: str, counting: AdaptedModel, counting_folder:
         cosine = 0.5 * (1 + math.cos(math.pi * step / 10))
         rate = 2e-3 * {"t2": warm_up, "paper": cosine, "reference": 1.0}[name]
         assert result.learning_rate == pytest.approx(rate)
-        p = p - rate * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - beta2 ** (step + 1))).sqrt() + 1e-8)
+        move = -rate * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - beta2 ** (step + 1))).sqrt() + 1e-8)
+        if name == "t2":  # no longer than 1e-3 of the weights, times the schedule's share
+            S = torch.cat([spectrum for _, spectrum, _ in by_hand.factors])
+            longest = 1e-3 * warm_up * float(S.norm()) / float((S * move).norm())
+            assert longest < 1  # else this tests no bound
+            move = move * longest
+        p = p + move
         before = trainer.flat.detach().double()
         assert float((before - p).norm()) < 2e-3 * rate * math.sqrt(p.numel()) + 1e-6 * float(p.norm())
         p = before.clone()  # rounding must not add up
@@ -173,7 +179,7 @@ def test_without_a_coefficient_no_kl_is_known(counting: AdaptedModel) -> None:
     trainer = Trainer(counting, replace(SMALL, kl_coefficient=0.0, initial_deviation=0.1))
     result = trainer.step(rollouts_of(trainer, counting))
     assert result.informative > 0
-    assert result.kl == 0.0
+    assert result.kl is None
 
 
 def test_every_prompt_has_an_advantage_without_a_baseline(counting: AdaptedModel) -> None:
@@ -198,7 +204,7 @@ def test_what_the_sigmoid_trained_is_published_as_factors(
 ) -> None:
     reward_like = {"baseline": "leave-one-out", "group": 4, "temperature": 1.0, "max_gradient_norm": 1.0}
     config = replace(SMALL, parametrisation="sigmoid", initial_mean=0.1, initial_deviation=0.01, **reward_like)
-    run = start(counting, replace(config, learning_rate=0.1, steps=8))
+    run = start(counting, replace(config, learning_rate=0.5, steps=12))
     trained = run.run(registry)
     assert trained.entry is not None
     state = run.folder.load()

@@ -29,14 +29,14 @@ def test_a_long_step_is_shortened_and_a_short_one_left_alone() -> None:
     torch.testing.assert_close(cut / cut.norm(), delta / delta.norm())  # the direction stays
 
 
-def verdicts(rewards: list[float], kl: float | None = 0.3) -> list[str | None]:
+def verdicts(rewards: list[float], kl: float | None = 0.3) -> list[str]:
     watch = CollapseWatch()
     return [watch.see(reward, kl, 48) for reward in rewards]
 
 
 def test_a_reward_that_falls_to_nothing_is_a_collapse() -> None:
     said = verdicts([-0.2] * 6 + [-1.0] * WINDOW)
-    assert said[:6] == [None] * 6
+    assert said[:6] == [""] * 6
     first = next(why for why in said if why)
     assert "right rollouts fell from 40% to" in first
     assert said.index(first) < 6 + WINDOW
@@ -55,8 +55,13 @@ def test_rewards_that_begin_low_and_rise_are_no_collapse() -> None:
 
 
 def test_a_policy_that_runs_away_from_the_base_is_a_collapse() -> None:
-    said = verdicts([-0.9] * 10, kl=8.0)
-    assert said[WINDOW - 1] == "the policy ran 8.0 nats per token away from the base"
+    said = verdicts([-0.8] * WINDOW + [-0.88] * WINDOW, kl=8.0)
+    assert next(why for why in said if why) == "the policy ran 8.0 nats per token away from the base"
+
+
+def test_a_policy_that_learns_on_its_way_is_none() -> None:
+    """Where answers are a token or two, a good policy may be far from the base."""
+    assert not any(verdicts([-1 + 0.1 * i for i in range(18)], kl=8.0))
 
 
 def test_one_step_with_a_large_kl_is_none() -> None:
@@ -67,5 +72,6 @@ def test_one_step_with_a_large_kl_is_none() -> None:
 
 def test_a_kl_that_was_not_measured_is_not_zero() -> None:
     watch = CollapseWatch()
-    said = [watch.see(-0.9, 8.0 if step % 2 else None, 48) for step in range(2 * WINDOW)]
-    assert said[-1] is not None
+    rewards = [-0.8] * WINDOW + [-0.88] * 2 * WINDOW
+    said = [watch.see(reward, 8.0 if step % 2 else None, 48) for step, reward in enumerate(rewards)]
+    assert any(said)
