@@ -64,7 +64,8 @@ def train(
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     config = settings(preset, steps=steps, learning_rate=learning_rate, selection=targets, seed=seed)
     known_task, spec, home = _asked(task, name, base, config, quiet)
-    from t2cli.cli.session import open_model, search_path
+    from t2cli.cli.session import open_model
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.training.checkpoint import new_run, run_to_resume
     from t2cli.training.loop import check_examples
@@ -75,7 +76,7 @@ def train(
     check_examples(known_task, spec.config)  # now, and not after hours of training
     adapted = open_model(base, device=device, selection=spec.config.selection, quiet=quiet)
     again = _resuming(spec, known_task.name, registry)
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     _report(out, run_shown(out, adapted, known_task, spec, folder or new_run(home, spec), entries, again))
 
 
