@@ -29,33 +29,112 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One reinforcement-learning run of z (math.md 5). The defaults are the preset `t2`."""
+    """One reinforcement-learning run (math.md 5). The defaults are the preset `t2`.
+
+    Raises ValueError for a name that is not in CHOICES, and for settings that contradict each other.
+    """
 
     preset: str = "t2"
+    trainer: str = "policy-gradient"
+    adapter: str = "svf"
+    rank: int = 16  # of a LoRA
+    parametrisation: str = "linear"  # how the trained numbers p become z (svf/parametrisation.py)
+    initial_mean: float = 1.0  # of p
+    initial_deviation: float = 0.0
     steps: int = 50
     prompts_per_step: int = 12
     group: int = 4  # rollouts per prompt
-    temperature: float = 1.0
+    temperature: float = 1.0  # of the rollouts; 0 is greedy
+    baseline: str = "leave-one-out"
+    optimizer: str = "adamw"
+    beta2: float = 0.99  # of Adam's mean of squared gradients
     learning_rate: float = 2e-3
+    schedule: str = "cosine"
     warmup_steps: int = 3
     final_learning_rate: float = 0.1  # cosine decay ends at this share of learning_rate
-    kl_coefficient: float = 0.02
+    kl_coefficient: float = 0.02  # at 0 the base is not asked, and no KL is known
     max_gradient_norm: float = 1.0
     weight_decay: float = 0.0
+    population: int = 16  # evolution: candidates per step, in pairs
+    sigma: float = 0.02  # evolution: standard deviation of a candidate's p
     micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
     validate_every: int = 10
     validation_examples: int = 100
+    patience: int = 0  # validations without a better checkpoint before the run ends; 0: it never ends early
     evaluation_examples: int = 300
     selection: str = "all"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for field, names in CHOICES.items():
+            if (value := getattr(self, field)) not in names:
+                raise ValueError(f"{field} must be one of {', '.join(names)}, not {value!r:.60}")
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, not {self.rank}")
+        if self.trainer == "policy-gradient" and self.baseline == "leave-one-out" and self.group < 2:
+            raise ValueError("a leave-one-out baseline needs a group of at least 2 rollouts")
+        if self.trainer == "evolution" and (self.adapter != "svf" or self.population < 2 or self.population % 2):
+            raise ValueError("evolution needs the adapter svf, and a population of pairs")
 
-PRESETS: dict[str, TrainConfig] = {"t2": TrainConfig()}
+
+CHOICES = {
+    "trainer": ("policy-gradient", "evolution"),
+    "adapter": ("svf", "lora"),
+    "parametrisation": ("linear", "sigmoid"),
+    "baseline": ("leave-one-out", "none"),
+    "optimizer": ("adamw", "adam"),
+    "schedule": ("cosine", "constant"),
+    "selection": SELECTIONS,
+}
+
+# One rollout per prompt and no baseline, as the paper and its code; as many rollouts a step as `t2` has. The paper's
+# batch is 256, its KL coefficient 0 to 0.3 by task, and it names no warm-up and no weight decay.
+_SINGLE = TrainConfig(
+    prompts_per_step=48,
+    micro_batch=16,
+    group=1,
+    baseline="none",
+    beta2=0.999,
+    warmup_steps=0,
+    max_gradient_norm=1e-3,
+)
+
+PRESETS: dict[str, TrainConfig] = {
+    "t2": TrainConfig(),
+    "paper": replace(_SINGLE, preset="paper", initial_deviation=1e-3**0.5, final_learning_rate=0.0, kl_coefficient=0.1),
+    "reference": replace(
+        _SINGLE,
+        preset="reference",
+        parametrisation="sigmoid",
+        initial_mean=0.1,
+        initial_deviation=0.01,
+        temperature=0.0,
+        optimizer="adam",
+        schedule="constant",
+        kl_coefficient=0.0,
+    ),
+}
+
+# What another adapter or trainer than the preset's own changes, unless it is given. Learning rates: see math.md 5 for
+# LoRA; evolution's has no unit (training/evolution.py).
+ADAPTER_DEFAULTS: dict[str, dict[str, object]] = {"svf": {}, "lora": {"learning_rate": 2e-4}}
+TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
+    "policy-gradient": {},
+    "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0},
+}
 
 
 def preset(name: str, **changes: object) -> TrainConfig:
-    """Return the preset `name` with the given fields changed; None leaves a field as it is."""
+    """Return the preset `name` with the given fields changed; None leaves a field as it is.
+
+    Raises NotFoundError for a name that is not known, ValueError for settings that contradict each other.
+    """
     from t2cli.lookup import require
 
     require(name, PRESETS, "preset")
-    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    given = {key: value for key, value in changes.items() if value is not None}
+    for field, names in CHOICES.items():
+        if field in given:
+            require(str(given[field]), names, field)
+    adapter, trainer = str(given.get("adapter", "svf")), str(given.get("trainer", "policy-gradient"))
+    return replace(PRESETS[name], **{**ADAPTER_DEFAULTS[adapter], **TRAINER_DEFAULTS[trainer], **given})  # type: ignore[arg-type]

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where this process is among those that torchrun started."""
+
+    rank: int  # of all
+    local_rank: int  # of those on this machine
+    size: int
 
 
 def expanded(path: str | Path) -> Path:
@@ -38,6 +47,11 @@ def hub_experts(repo: str) -> Path:
     return cache_dir() / "hub-experts" / repo
 
 
+def hub_data(repo: str) -> Path:
+    """Return where the files of a data set from the Hub are."""
+    return cache_dir() / "hub-data" / repo
+
+
 def runs_dir() -> Path:
     """Return the folder of training runs."""
     return t2_home() / "runs"
@@ -66,6 +80,15 @@ def registry_search_path(registry: str | Path | None = None) -> list[Path]:
 def hub_endpoint() -> str | None:
     """Return the address of the Hub that `HF_ENDPOINT` names; None: the public one."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def launched() -> Place | None:
+    """Return this process' place among those that torchrun started with it; None for a process alone."""
+    try:
+        rank, local_rank, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    except (KeyError, ValueError):
+        return None
+    return Place(rank, local_rank, size) if size > 1 and "MASTER_ADDR" in os.environ else None
 
 
 def debug() -> bool:

@@ -82,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.lfs(parts[1])
         if parts[:2] in (["api", "repos"], ["api", "validate-yaml"]):
             return self.create() if parts[1] == "repos" else self.validate()
-        is_api = parts[:2] == ["api", "models"]
+        parts = parts[1:] if parts[0] == "datasets" else parts  # files of data sets
+        is_api = parts[:2] in (["api", "models"], ["api", "datasets"])
         name = "/".join(parts[2:4] if is_api else parts[:2]).removesuffix(".git")
         rest = parts[4:] if is_api else parts[2:]
         if not self.may_see(name):

@@ -13,6 +13,7 @@ import pytest
 from source_checks import (
     CHECKS,
     READS_WEIGHTS,
+    RUN_IN_SANDBOX,
     Sources,
     heavy_problems,
     layer_problems,
@@ -92,6 +93,9 @@ BAD: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (unsafe_problems, {"t2cli.files": "options = {'trust_remote_code': True}"}),
     (unsafe_problems, {"t2cli.files": "eval('1')"}),
     (unsafe_problems, {"t2cli.files": "builtins.exec('1')"}),
+    (unsafe_problems, {"t2cli.tasks.sandbox": "exec('1')"}),
+    (unsafe_problems, {"t2cli.tasks.base": "from t2cli.tasks.sandboxed import judge"}),
+    (unsafe_problems, {"t2cli.tasks.base": "import t2cli.tasks.sandboxed.candidate"}),
 ]
 
 
@@ -117,6 +121,7 @@ def test_what_is_allowed_is_not_found() -> None:
         "t2cli.registry.local": "if TYPE_CHECKING:\n    import torch\ndef f():\n    import numpy",
         "t2cli.svf.linear": "import math\nfrom torch import nn\nfrom t2cli.svf.basis import Basis",
         READS_WEIGHTS: "torch.load(path, map_location='cpu', weights_only=True)",
+        f"{RUN_IN_SANDBOX}judge": "exec('1')",
         "t2cli.cli.app": "from t2cli import __version__\nfrom t2cli.training.loop import train",
         "t2cli.training.loop": "class L(yaml.CSafeLoader): ...\nyaml.load(text, Loader=L)\nmodel.eval()",
     }

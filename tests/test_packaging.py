@@ -103,7 +103,7 @@ def test_the_metadata_names_version_licence_and_extras(metadata: Message, instal
     assert metadata["Version"] == t2cli.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"tasks", "lora", "plot", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"tasks", "data", "lora", "plot", "tensorboard", "test"}
     (licence,) = installed.glob("*.dist-info/licenses/LICENSE")
     assert "Apache License" in licence.read_text(encoding="utf-8")
 

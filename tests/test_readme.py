@@ -115,6 +115,30 @@ def test_a_command_that_exists_is_not(line: str) -> None:
     assert complaint(arguments) == ""
 
 
+def test_the_task_of_ones_own_works_as_it_is_written(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from t2cli.tasks.base import load_task
+
+    names = re.findall(r"^<!-- file: (.+) -->$", readme, re.MULTILINE)
+    assert names == ["questions.jsonl", "capitals.yaml"]
+    for name in names:
+        block = FENCE.match(readme.partition(f"<!-- file: {name} -->\n")[2])
+        assert block
+        (tmp_path / name).write_text(block[2])
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["tasks", "./capitals.yaml"], prog_name="t2")
+    assert shown.exit_code == 0, shown.stderr
+    assert "What is the capital of France? It is in Europe.\n" in shown.stdout
+    assert "right answer  Paris\n" in shown.stdout
+    task = load_task("capitals.yaml")
+    example = task.examples("train", 1, 0)[0]
+    assert task.reward(example, f"{example.answer}.") == 1.0
+    assert task.reward(example, "Rome") == -1.0
+
+
 @posix
 def test_ci_runs_the_test_command_of_the_readme(readme: str) -> None:
     shown = subprocess.run([CI, "--show"], capture_output=True, text=True, check=True).stdout

@@ -23,9 +23,11 @@ from t2cli.lookup import load, near_matches
 
 COMMANDS = {
     "decompose": "t2cli.cli.decompose:decompose",
+    "tasks": "t2cli.cli.tasks:tasks",
     "train": "t2cli.cli.train:train",
     "eval": "t2cli.cli.eval:evaluate",
     "reproduce": "t2cli.cli.reproduce:reproduce",
+    "curve": "t2cli.cli.curve:curve",
     "list": "t2cli.cli.list:list_experts",
     "show": "t2cli.cli.show:show",
     "diff": "t2cli.cli.diff:diff",

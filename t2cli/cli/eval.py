@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from t2cli.cli.completion import expert_names, task_names
-from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Data, Device, Json, Quiet, RegistryPath, Seed
 from t2cli.cli.output import Output, one_line, table
 from t2cli.errors import UsageError
 
@@ -51,6 +51,7 @@ Save = Annotated[
 def evaluate(
     task: Tasks,
     experts: Experts = None,
+    data: Data = None,
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="How many questions of each task.")] = 300,
     split: Split = "test",
     save: Save = None,
@@ -74,7 +75,7 @@ def evaluate(
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import Resolver
 
-    questions = _questions(task, split, n, seed)
+    questions = _questions(task, data or [], split, n, seed)
     resolver = Resolver(
         LocalRegistry(registry_search_path(registry)), for_base(base, quiet), allow_foreign=allow_foreign
     )
@@ -92,15 +93,19 @@ def evaluate(
         out.say(f"wrote {save}")
 
 
-def _questions(names: Sequence[str], split: str, n: int, seed: int) -> Questions:
+def _questions(names: Sequence[str], data: Sequence[str], split: str, n: int, seed: int) -> Questions:
     """Return the tasks with their examples; what cannot be is refused here, before a model is loaded."""
-    from t2cli.tasks.base import load_task
+    from t2cli.tasks.base import load_spec, load_task, up_to
+    from t2cli.tasks.data_files import parse_data
 
-    tasks = [load_task(name) for name in names]
+    if data and len(names) > 1:
+        raise UsageError("--data goes with one task", hint="evaluate on one task at a time")
+    files = parse_data(data, load_spec(names[0]).name)
+    tasks = [load_task(name, files) for name in names]
     found = [task.name for task in tasks]
     if twice := [name for name in found if found.count(name) > 1]:
         raise UsageError(f"the task {twice[0]} is named twice", hint="name it once")
-    return [(task, task.examples(split, n, seed)) for task in tasks]
+    return [(task, up_to(task, split, n, seed)) for task in tasks]
 
 
 def _found(resolver: Resolver, experts: Sequence[str]) -> list[ExpertEntry]:

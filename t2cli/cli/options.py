@@ -39,7 +39,10 @@ RegistryPath = Annotated[
         show_default="T2_REGISTRY, else T2_HOME/registry and the shipped experts",
     ),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps", "spread"],
+    typer.Option("--device", help="Where to compute; spread: one base over all GPUs."),
+]
 AllowForeign = Annotated[
     bool, typer.Option("--allow-foreign", help="Use experts of a foreign base too, where the shapes fit.")
 ]
@@ -55,6 +58,37 @@ TaskName = Annotated[
     typer.Option(
         "--task", metavar="TASK", help="What to learn: a built-in task or a YAML file.", autocompletion=task_names
     ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Read the task's questions from this file, from the train and test file of a folder, or from"
+        " train=FILE and test=FILE (given twice).",
+        show_default="the task's own source",
+    ),
+]
+UnsafeCode = Annotated[
+    bool,
+    typer.Option("--unsafe-code", help="Run model-written code as you, without a sandbox, where the task needs it."),
+]
+CurvePlot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png", help="Also draw the reward curve into a file (.png, .pdf, .svg)."),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        "--patience",
+        metavar="K",
+        min=0,
+        help="End after K validations without a better checkpoint; 0: never early.",
+        show_default="0",
+    ),
+]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write events for TensorBoard into the run's folder.")
 ]
 Plot = Annotated[
     Path | None,

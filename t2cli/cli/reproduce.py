@@ -13,7 +13,7 @@ import typer
 from t2cli.cli.completion import base_names, expert_names, task_names
 from t2cli.cli.options import DEFAULT_BASE, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output, one_line
-from t2cli.cli.train import run_shown
+from t2cli.cli.training_run import run_shown
 from t2cli.errors import IncompatibleBaseError, Interrupted, NotFoundError, T2Error, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from t2cli.registry.manifest import EvaluationRecord
     from t2cli.tasks.base import Task
     from t2cli.training.checkpoint import RunFolder, RunSpec
-    from t2cli.training.loop import Trained
+    from t2cli.training.publish import Trained
     from t2cli.training.recorded import Reproduction, Settings
 
 
@@ -145,6 +145,7 @@ def _asked(found: _Recorded, name: str, task: str, base: str, quiet: bool) -> tu
     from t2cli.registry.reference import check_name
     from t2cli.tasks.base import load_task, task_names
     from t2cli.training.checkpoint import RunSpec
+    from t2cli.training.recorded import check_sources, revisions_of
 
     entry = found.entry
     if not task and found.task not in task_names():
@@ -152,12 +153,15 @@ def _asked(found: _Recorded, name: str, task: str, base: str, quiet: bool) -> tu
             f"{entry.reference} was trained on the task {found.task}, which does not come with t2",
             hint="name its file: --task FILE.yaml",
         )
-    known_task = load_task(task or found.task)
+    training = entry.manifest.training
+    assert training is not None  # `_recorded` saw to it
+    known_task = load_task(task or found.task, revisions=revisions_of(training))
     if known_task.name != found.task:
         raise UsageError(
             f"{entry.reference} was trained on the task {found.task}, and {task} is {known_task.name}",
             hint=f"name the file of the task {found.task}",
         )
+    check_sources(training, known_task, entry.reference)
     # by digest, so that neither t2 train --resume nor another version's reproduction takes its run for its own
     check_name(new := name or f"{entry.manifest.name[:40]}-reproduced-{entry.digest[:12]}")
     place = str(expanded(task).resolve()) if task and task not in task_names() else found.task
@@ -215,6 +219,7 @@ def _compared(out: Output, adapted: AdaptedModel, task: Task, found: _Recorded, 
     from t2cli.registry.vectors import read_z
     from t2cli.training.recorded import beside
 
+    assert trained.entry is not None  # settings_of takes experts only
     then, now = found.evaluation, trained.evaluation
     if (then.split, then.n, then.seed) != (now.split, now.n, now.seed):
         z = read_z(trained.entry)
@@ -225,6 +230,7 @@ def _compared(out: Output, adapted: AdaptedModel, task: Task, found: _Recorded, 
 
 def _report(out: Output, found: _Recorded, trained: Trained, result: Reproduction, folder: RunFolder) -> None:
     entry = trained.entry
+    assert entry is not None
     out.emit(
         "reproduce",
         {
@@ -275,6 +281,7 @@ def _lines(found: _Recorded, trained: Trained, result: Reproduction) -> Iterator
         yield "versions, device, threads and questions are those recorded"
     for setting, value in found.settings.defaults.items():
         yield f"default used: {setting} = {value} (recorded by an older version of t2, without it)"
+    assert trained.entry is not None
     yield f"new expert: {trained.entry.reference} in {trained.entry.path}"
 
 

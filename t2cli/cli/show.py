@@ -157,11 +157,22 @@ def _making(entry: ExpertEntry) -> Iterator[Row]:
         what = f"{training.task}, preset {training.preset}, seed {training.seed}"
         threads = f", {training.threads} threads" if training.threads else ""
         yield "training", f"{what}, {training.steps} steps in {training.seconds:.0f} s on {training.device}{threads}"
-        yield "settings", ", ".join(f"{key} {value}" for key, value in training.config.items())
+        settings = {key: value for key, value in training.config.items() if key != "data"}
+        yield "settings", ", ".join(f"{key} {value}" for key, value in settings.items())
+        yield from (("data", text) for text in _files(training.config.get("data")))
         yield "versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())
     yield "created", manifest.created
     yield "path", str(entry.path)
     yield "source", entry.source
+
+
+def _files(data: object) -> Iterator[str]:
+    """Yield a line for each file an expert was trained on, whatever somebody's manifest holds there."""
+    for file in data if isinstance(data, list) else []:
+        if isinstance(file, dict):
+            place = " ".join(str(file[key]) for key in ("row", "dataset", "revision") if key in file)
+            name = f"{place} {file.get('file')}".strip()
+            yield f"{file.get('split')}: {name}, sha256:{str(file.get('sha256'))[:12]}"
 
 
 def _measured(manifest: ExpertManifest) -> Iterator[Row]:

@@ -6,16 +6,19 @@ Training ends with it, `t2 eval` is it: one function for both, so that their num
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from t2cli.evaluation.statistics import Interval, Paired, paired_gain, wilson
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import greedy_in_batches
+from t2cli.models.text_model import TextModel
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
-from t2cli.tasks.base import Example, Task
+from t2cli.tasks.base import Example, Task, rewards, stop_of, up_to
 
 Advance = Callable[[int], None]
+Use = Callable[[], AbstractContextManager[None]]  # puts the base, an expert or another policy in use for a block
 
 ROOM = 4  # an evaluation lets answers be this many times as long as in training, so that a wordy base is not cut short
 NOBODY, BY_HAND = "none", "fixed"  # the strategies of the base alone and of an expert that was named
@@ -89,13 +92,21 @@ def ask(
     on_done: Advance | None = None,
 ) -> Answers:
     """Return the greedy answers to the examples under `z` or, without one, under the base."""
-    prompts = [adapted.base.encode(task.messages(example)) for example in examples]
     with adapted.reference() if z is None else adapted.use_z(z):
-        completions = greedy_in_batches(adapted, prompts, limit_of(task), on_done=on_done)
-    texts = [adapted.base.decode(list(completion.ids)) for completion in completions]
+        return answers_in_use(adapted, task, examples, on_done=on_done)
+
+
+def answers_in_use(
+    model: TextModel, task: Task, examples: Sequence[Example], *, on_done: Advance | None = None
+) -> Answers:
+    """Return the greedy answers to the examples under what is in use in the model."""
+    prompts = [model.base.encode(task.messages(example)) for example in examples]
+    stop = stop_of(task, model.base.decode)
+    completions = greedy_in_batches(model, prompts, limit_of(task), on_done=on_done, stop=stop)
+    texts = [model.base.decode(list(completion.ids)) for completion in completions]
     return Answers(
         texts=tuple(texts),
-        right=tuple(task.reward(example, text) > 0 for example, text in zip(examples, texts, strict=True)),
+        right=tuple(reward > 0 for reward in rewards(task, examples, texts)),
         tokens=tuple(len(completion.ids) for completion in completions),
         cut=tuple(not completion.ended for completion in completions),
     )
@@ -170,11 +181,36 @@ def compare(
 ) -> EvaluationRecord:
     """Return the paired evaluation of `z` against the base on `n` examples of `split`, for the manifest.
 
-    `on_done` counts to 2 n.
+    Where the task's files hold fewer, on all of them. `on_done` counts to 2 n.
     """
-    examples = task.examples(split, n, seed)
     who = an_expert(adapted, z, task.name)
-    done = evaluate(task, examples, the_base(adapted), [who], split=split, seed=seed, on_done=on_done)
+    return compare_two(task, the_base(adapted), who, n=n, seed=seed, split=split, on_done=on_done)
+
+
+def in_use(model: TextModel, use: Use, name: str | None = None) -> Answerer:
+    """Return the model in a use of it as who answers: the base, unless it has a `name`."""
+
+    def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
+        with use():
+            return answers_in_use(model, task, examples, on_done=on_done)
+
+    return Answerer(NOBODY if name is None else BY_HAND, answer, name)
+
+
+def compare_two(
+    task: Task,
+    alone: Answerer,
+    who: Answerer,
+    *,
+    n: int,
+    seed: int,
+    split: str = "test",
+    on_done: Advance | None = None,
+) -> EvaluationRecord:
+    """Return the paired evaluation of `who` against the base `alone`, as `compare`."""
+    examples = up_to(task, split, n, seed)
+    n = len(examples)
+    done = evaluate(task, examples, alone, [who], split=split, seed=seed, on_done=on_done)
     base, expert = done.rows
     assert expert.paired is not None
     return EvaluationRecord(

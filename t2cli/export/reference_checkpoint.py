@@ -66,17 +66,15 @@ def read_reference(path: Path, files: BaseFiles) -> Stored:
 
 def effective(stored: Mapping[str, torch.Tensor], singular_values: Mapping[str, torch.Tensor]) -> ZVectors:
     """Return z = sigmoid(p) * sum(S) / sum(S * sigmoid(p)) of every p (r,), computed in float64."""
-    import torch
-
+    from t2cli.svf.parametrisation import rescaled_sigmoid
     from t2cli.svf.zvector import ZVectors
 
     vectors = {}
     for name, p in stored.items():
-        S, factor = singular_values[name].double().cpu(), torch.sigmoid(p.double())
-        total = (S * factor).sum()
-        if not bool(total > 0):  # sigmoid underflows for p below -745
+        z = rescaled_sigmoid(p.double(), singular_values[name].double().cpu())
+        if not bool(z.isfinite().all()):  # sigmoid underflows for p below -745
             raise CorruptArtifactError(f"the numbers for {name} leave nothing of it", hint="train the expert again")
-        vectors[name] = (factor * (S.sum() / total)).float()
+        vectors[name] = z.float()
     return ZVectors(vectors)
 
 

@@ -17,7 +17,9 @@ from t2cli.errors import IncompatibleBaseError, T2Error
 from t2cli.models.base import BaseModel
 from t2cli.models.basis_cache import decompose, load_bases
 from t2cli.models.fold_cache import FOLD_CACHE_BYTES, FoldCache, size_of
+from t2cli.models.memory import Room
 from t2cli.models.targets import Target, find_targets
+from t2cli.models.team import Team
 from t2cli.svf.basis import Basis
 from t2cli.svf.experts import SVFExperts
 from t2cli.svf.linear import AdaptedWeight, SVFLinear, Use
@@ -51,6 +53,8 @@ class AdaptedModel:
         self.targets: list[Target] = find_targets(base.model, selection)
         self._folds = FoldCache(fold_cache_bytes)
         self.spectral_bytes = spectral_bytes
+        self.team = Team()  # the processes that share the answering of many prompts
+        self.answers_at_once = Room(32, "answers")
         self._originals: dict[str, nn.Module] = {}
         self._implementations: list[tuple[Any, str | None]] = []  # configs of the base, and how they ran its experts
         self._layers: dict[str, AdaptedWeight] = {target.weight: self._adapt(target) for target in self.targets}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+SPREAD = "spread"  # one base over all devices there are
+DEVICES = ("auto", "cpu", "cuda", "mps", SPREAD)
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,30 @@ class BaseModel:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the torch device for a --device value; auto takes CUDA, then MPS, then the CPU."""
+    """Return the torch device for a --device value; auto takes CUDA, then MPS, then the CPU.
+
+    For a base that is spread, where it begins.
+    """
     import torch
 
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}", hint=f"choose from {', '.join(DEVICES)}")
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device == "auto":
+    if device in ("auto", SPREAD):
         device = next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[device]:
         raise T2Error(f"this machine or this build of torch has no {device} device", hint="use --device auto or cpu")
     return torch.device(device)
 
 
-def load_base(base: str, *, device: str = "auto", quiet: bool = False) -> BaseModel:
+def load_base(
+    base: str, *, device: str = "auto", device_map: Mapping[str, str | int] | None = None, quiet: bool = False
+) -> BaseModel:
     """Return the base named by the catalog, a folder or a Hub id, in evaluation mode and frozen.
 
-    On the CPU weights are float32, which is faster there than bfloat16; elsewhere they stay as stored.
+    On the CPU weights are float32, which is faster there than bfloat16; elsewhere they stay as stored. With the device
+    "spread" transformers puts the layers on all GPUs there are, or as `device_map` says. Raises T2Error where a part
+    of the base would have to stay out of their memory: every weight is needed to form W'.
     """
     import torch
     from safetensors import SafetensorError
@@ -90,6 +99,7 @@ def load_base(base: str, *, device: str = "auto", quiet: bool = False) -> BaseMo
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            device_map=(device_map or "auto") if device == SPREAD else None,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CorruptArtifactError(
@@ -101,8 +111,26 @@ def load_base(base: str, *, device: str = "auto", quiet: bool = False) -> BaseMo
             f"the checkpoint in {files.folder} lacks {len(missing)} weights, {missing[0]} among them",
             hint="fetch the model again",
         )
-    model.to(where).eval().requires_grad_(False)
+    if device == SPREAD:
+        _check_spread(model, base)
+    else:
+        model.to(where)
+    model.eval().requires_grad_(False)
     return BaseModel(model, tokenizer, identity, files, _eos_of(model, tokenizer), _context_of(model))
+
+
+def _check_spread(model: PreTrainedModel, base: str) -> None:
+    """Raise T2Error if weights are kept out of the devices' memory; let positions to predict stay where they are."""
+    away = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if away:
+        raise T2Error(
+            f"{base} does not fit: {len(away)} weights would be kept out of the devices' memory, {away[0]} among them",
+            hint="use more or larger devices, or a smaller base",
+        )
+    if (
+        hook := getattr(model, "_hf_hook", None)
+    ) is not None:  # else it moves indices to the first device, not the last
+        hook.skip_keys = [*([skip] if isinstance(skip := hook.skip_keys or [], str) else skip), "logits_to_keep"]
 
 
 def _eos_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -15,17 +15,21 @@ from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
 from t2cli.errors import T2Error
-from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
+from t2cli.models.memory import Room
+from t2cli.models.text_model import TextModel
 
 SHRINK = 0.75  # finished rows leave the batch when fewer than this share are alive: copying the cache costs too
 
 WORTH_SHARING = 8  # tokens; a shorter common beginning costs more to repeat than to read again
 
 
+Stop = Callable[[Sequence[int]], bool]  # whether the token ids of a completion are all that is wanted
+
+
 @dataclass(frozen=True)
 class Completion:
-    """Generated token ids, the end token included when there was one (`ended`)."""
+    """Generated token ids, the end token included when there was one; `ended`: by it, or because it was complete."""
 
     ids: tuple[int, ...]
     ended: bool
@@ -58,18 +62,21 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def generate(
-    adapted: AdaptedModel,
+    adapted: TextModel,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     *,
     copies: int = 1,
     generator: torch.Generator | None = None,
+    draws: torch.Tensor | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Completion]:
     """Continue each of the prompts `copies` times under the expert in use; rows are grouped by prompt.
 
-    `on_token(row, id)` is called as tokens come. Sampling at a temperature draws from `generator`, on the CPU, so
-    that a seed gives the same numbers on every device.
+    `on_token(row, id)` is called as tokens come. Sampling at a temperature takes a number per row and token of `draws`
+    (see `draw`), by default drawn from `generator`: what a row says does not depend on the rows beside it. A row also
+    ends with the token after which `stop` finds it complete.
     """
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
@@ -82,17 +89,29 @@ def generate(
             cache.batch_repeat_interleave(copies)
             adapted.select_rows(index)
             logits, mask = logits[index], mask[index]
-        return _continue(adapted, logits, cache, mask, sampling, generator, on_token)
+        if draws is None and sampling.temperature > 0:
+            draws = draw(len(logits), sampling, generator)
+        return _continue(adapted, logits, cache, mask, sampling, draws, on_token, stop)
+
+
+def draw(rows: int, sampling: SamplingConfig, generator: torch.Generator | None) -> torch.Tensor:
+    """Return the random numbers (rows, max_new_tokens) in [0, 1) that choose the tokens of so many rows.
+
+    On the CPU, so that a seed gives the same numbers on every device; all before the first token, so that it gives
+    them however the rows are spread over batches and processes.
+    """
+    return torch.rand(rows, sampling.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
 def _continue(
-    adapted: AdaptedModel,
+    adapted: TextModel,
     logits: torch.Tensor,
     cache: DynamicCache,
     mask: torch.Tensor,
     sampling: SamplingConfig,
-    generator: torch.Generator | None,
+    draws: torch.Tensor | None,
     on_token: Callable[[int, int], None] | None,
+    stop: Stop | None,
 ) -> list[Completion]:
     """Generate from logits (B, V), the cache behind them and its mask (B, T)."""
     eos, total = adapted.base.eos, len(logits)
@@ -100,19 +119,19 @@ def _continue(
     ended = [False] * total
     rows = list(range(total))  # the output row of each row still in the batch
     for step in range(sampling.max_new_tokens):
-        chosen = choose(logits, sampling.temperature, generator)  # (B,)
+        chosen = choose(logits, sampling.temperature, None if draws is None else draws[rows, step])  # (B,)
         for place, token in enumerate(chosen.tolist()):
             row = rows[place]
             if not ended[row]:
                 written[row].append(token)
-                ended[row] = token in eos
+                ended[row] = token in eos or (stop is not None and stop(written[row]))
                 if on_token is not None and not ended[row]:
                     on_token(row, token)
         alive = [place for place, row in enumerate(rows) if not ended[row]]
         if not alive or step + 1 == sampling.max_new_tokens:
             break
         if len(alive) <= SHRINK * len(rows):
-            keep = torch.tensor(alive, device=logits.device)
+            keep = torch.tensor(alive)  # on the CPU, for layers and their caches may be on several devices
             cache.batch_select_indices(keep)
             adapted.select_rows(keep)
             chosen, mask, rows = chosen[keep], mask[keep], [rows[place] for place in alive]
@@ -128,7 +147,7 @@ def _continue(
     return [Completion(tuple(tokens), end) for tokens, end in zip(written, ended, strict=True)]
 
 
-def _read(adapted: AdaptedModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+def _read(adapted: TextModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
     """Return the logits (B, V) after the prompts, their cache, and its mask (B, T).
 
     What all prompts begin with (a system text, a template) is read once, unless each row has its own expert. Then
@@ -158,20 +177,19 @@ def _read(adapted: AdaptedModel, prompts: Sequence[Sequence[int]]) -> tuple[torc
     return output.logits[:, -1], cache, mask
 
 
-def choose(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Return one token id per row (B,) of logits (B, V): the best at temperature 0, else a draw.
+def choose(logits: torch.Tensor, temperature: float, drawn: torch.Tensor | None) -> torch.Tensor:
+    """Return one token id per row (B,) of logits (B, V): the best at temperature 0, else that of drawn (B,) in [0, 1).
 
     Raises T2Error where the model's numbers have overflowed: no token means anything then.
     """
-    if temperature <= 0:
+    if temperature <= 0 or drawn is None:
         best, chosen = logits.max(dim=-1)
         _check_finite(best)
         return chosen
     # the inverse of the distribution function: one random number per row, where torch.multinomial draws one per token
     cumulative = torch.softmax(logits.float().cpu() / temperature, dim=-1).double().cumsum(dim=-1)
     _check_finite(cumulative[:, -1])
-    drawn = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, drawn, right=True).squeeze(1)
+    chosen = torch.searchsorted(cumulative, drawn.unsqueeze(1) * cumulative[:, -1:], right=True).squeeze(1)
     return chosen.clamp_max(logits.shape[-1] - 1).to(logits.device)
 
 
@@ -184,22 +202,32 @@ def _check_finite(values: torch.Tensor) -> None:
 
 
 def greedy_in_batches(
-    adapted: AdaptedModel,
+    adapted: TextModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     on_done: Callable[[int], None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Completion]:
-    """Return the greedy completion of every prompt, in their order; prompts of like length share a batch."""
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    results: dict[int, Completion] = {}
+    """Return the greedy completion of every prompt, in their order; prompts of like length share a batch.
+
+    Batches are of `batch_size`, by default of the model's `answers_at_once`, and smaller where memory runs out. A
+    model's team shares the prompts, and every process returns all completions.
+    """
+    mine = adapted.team.share(sorted(range(len(prompts)), key=lambda index: len(prompts[index])))
     sampling = SamplingConfig(max_new_tokens=max_new_tokens)
-    for batch in chunks(order, batch_size):
-        completions = generate(adapted, [prompts[index] for index in batch], sampling)
-        results.update(zip(batch, completions, strict=True))
+
+    def answered(batch: Sequence[int]) -> list[tuple[int, Completion]]:
+        completions = generate(adapted, [prompts[index] for index in batch], sampling, stop=stop)
         if on_done is not None:
             on_done(len(batch))
+        return list(zip(batch, completions, strict=True))
+
+    room = adapted.answers_at_once if batch_size is None else Room(batch_size, "answers")
+    results = dict(adapted.team.gathered([pair for part in room.over(mine, answered) for pair in part]))
+    if on_done is not None and len(mine) < len(prompts):
+        on_done(len(prompts) - len(mine))
     return [results[index] for index in range(len(prompts))]
 
 

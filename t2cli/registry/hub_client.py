@@ -75,14 +75,14 @@ class HubRepo:
     def __init__(
         self, name: str, *, endpoint: str | None = None, received: Callable[[int], None] = lambda count: None
     ) -> None:
-        self.name = name
+        self.name, self.kind = name, "model"  # or "dataset"
         self._endpoint = endpoint or hub_endpoint()
         self._received = received
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """Return the repository at a branch, tag or commit; None: the newest commit."""
         what = self.name if revision is None else f"{self.name}@{revision}"
-        ask = self._api.model_info
+        ask: Callable[..., Any] = self._api.dataset_info if self.kind == "dataset" else self._api.model_info
         info = self._asked(what, lambda: ask(self.name, revision=revision, files_metadata=True, timeout=TIMEOUT))
         if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
             raise NetworkError(f"the Hub does not say which commit {what} is", hint="check HF_ENDPOINT")
@@ -150,7 +150,7 @@ class HubRepo:
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-        url = hf_hub_url(self.name, path, revision=commit, endpoint=self._endpoint)
+        url = hf_hub_url(self.name, path, repo_type=self.kind, revision=commit, endpoint=self._endpoint)
         headers = build_hf_headers(library_name="t2", library_version=__version__) | {"Accept-Encoding": "identity"}
         if content:
             headers["Range"] = f"bytes={len(content)}-"

@@ -7,7 +7,8 @@ Notation: P prompts, G rollouts per prompt, B = P * G rollouts, T completion tok
 
 Deviations from the paper:
 1. The reward is replaced by a leave-one-out advantage (RLOO; Ahmadian et al. 2024, arXiv 2402.14740): the mean reward
-   of the prompt's other rollouts is the baseline. Plain REINFORCE on -1/+1 rewards collapses this class of model.
+   of the prompt's other rollouts is the baseline. Plain REINFORCE on -1/+1 rewards collapses this class of model;
+   it is there as the baseline `none`.
 2. The KL term is the k3 estimator on the sampled tokens (Schulman 2020): never negative, and of low variance.
 """
 
@@ -35,6 +36,14 @@ def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
         raise ValueError("a leave-one-out baseline needs at least two rollouts per prompt")
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (group - 1)
     return rewards - others
+
+
+def no_baseline(rewards: torch.Tensor) -> torch.Tensor:
+    """Return the rewards (P, G) themselves as advantages, as the paper has them."""
+    return rewards
+
+
+BASELINES = {"leave-one-out": leave_one_out, "none": no_baseline}
 
 
 def token_logp(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,33 @@ from typing import TYPE_CHECKING, Any
 
 from t2cli.errors import T2Error
 from t2cli.lookup import require
+from t2cli.tasks.sampling import Item
 
 if TYPE_CHECKING:
-    from t2cli.tasks.spec import ConfigValue
+    from t2cli.tasks.fields import ConfigValue
+    from t2cli.tasks.spec import Row, TaskSpec
 
 # Data sets are made in blocks: some prepare all their items at once and refuse larger sizes.
 _BLOCK = 10_000
+
+
+def source(spec: TaskSpec) -> ReasoningGym:
+    """Return the source of a task whose rows name data sets of reasoning-gym."""
+    return ReasoningGym()
+
+
+class ReasoningGym:
+    """Questions that are made without end."""
+
+    finite = False
+
+    def stream(self, row: Row, split: str, seed: int) -> Iterator[Item]:
+        """Yield questions of a row, whatever their split (see `items`)."""
+        return (Item(question, answer) for question, answer in items(row.dataset, row.config, seed))
+
+    def origin(self) -> list[dict[str, str]]:
+        """Return no files: the task's mixture says it all."""
+        return []
 
 
 def items(dataset: str, config: Mapping[str, ConfigValue], seed: int) -> Iterator[tuple[str, str]]:

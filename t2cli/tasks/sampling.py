@@ -13,14 +13,15 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from t2cli.errors import T2Error
 from t2cli.lookup import load, require
 
 if TYPE_CHECKING:
-    from t2cli.tasks.spec import ConfigValue, Row, TaskSpec
+    from t2cli.tasks.spec import Row, TaskSpec
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_OF_REMAINDER = ("test", "test", "validation", *["train"] * 7)
@@ -28,21 +29,50 @@ _SPLIT_OF_REMAINDER = ("test", "test", "validation", *["train"] * 7)
 # A row that gave this many items without a new question of the split has no more of them.
 PATIENCE = 5000
 
-Item = tuple[str, str]  # a question and its right answer
+NO_FIELDS: Mapping[str, object] = MappingProxyType({})
+
+
+class Item(NamedTuple):
+    """A question, its right answer, the split it belongs to (None: that of its words), and what else is known of it."""
+
+    question: str
+    answer: str
+    split: str | None = None
+    fields: Mapping[str, object] = NO_FIELDS
 
 
 class Source(Protocol):
-    """Where questions come from: a function that makes a stream of (question, answer).
+    """Where the questions of a task come from; a row of SOURCES makes one from a TaskSpec.
 
-    The stream is the same for the same arguments, may be endless, and may repeat itself. `seed` is
-    below 2^31.
+    `finite` says that there are so many questions and no more, so that asking for too many gives all.
     """
 
-    def __call__(self, dataset: str, config: Mapping[str, ConfigValue], seed: int) -> Iterator[Item]:
-        """Yield questions of `dataset` with their right answers."""
+    @property
+    def finite(self) -> bool:
+        """Tell whether the questions are a fixed set."""
+
+    def stream(self, row: Row, split: str, seed: int) -> Iterator[Item]:
+        """Yield questions of a row, those of `split` among them.
+
+        The stream is the same for the same arguments, may be endless, and may repeat itself. `seed` is
+        below 2^31.
+        """
+
+    def origin(self) -> list[dict[str, str]]:
+        """Return which files the questions are from, for the manifest; empty where they are made."""
 
 
-SOURCES: Mapping[str, str] = {"reasoning-gym": "t2cli.tasks.reasoning_gym:items"}
+SOURCES: Mapping[str, str] = {
+    "reasoning-gym": "t2cli.tasks.reasoning_gym:source",
+    "jsonl": "t2cli.tasks.jsonl:source",
+    "hub": "t2cli.tasks.hub_data:source",
+    "programs": "t2cli.tasks.programs:source",
+}
+
+
+def open_source(spec: TaskSpec) -> Source:
+    """Return the source of a task; nothing is read or made yet."""
+    return cast("Callable[[TaskSpec], Source]", load(spec.source, SOURCES, "source"))(spec)
 
 
 class Drawn(NamedTuple):
@@ -51,6 +81,7 @@ class Drawn(NamedTuple):
     row: Row
     question: str
     answer: str
+    fields: Mapping[str, object]
 
 
 def digest(text: str) -> int:
@@ -60,8 +91,12 @@ def digest(text: str) -> int:
 
 def split_of(question: str) -> str:
     """Return the only split that may hold `question`: test 2 in 10, validation 1, train 7."""
-    words = sorted(re.findall(r"\w+", question.lower()))
-    return _SPLIT_OF_REMAINDER[digest(" ".join(words)) % 10]
+    return _SPLIT_OF_REMAINDER[words_digest(question) % 10]
+
+
+def words_digest(question: str) -> int:
+    """Return a number that is the same for the same words in any order."""
+    return digest(" ".join(sorted(re.findall(r"\w+", question.lower()))))
 
 
 def stream_seed(seed: int, split: str, row: str) -> int:
@@ -73,36 +108,42 @@ def stream_seed(seed: int, split: str, row: str) -> int:
     return digest(f"{seed}/{split}/{row}") % (1 << 31)
 
 
-def draw(spec: TaskSpec, split: str, n: int, seed: int) -> list[Drawn]:
+def draw(
+    spec: TaskSpec, split: str, n: int, seed: int, source: Source | None = None, *, fewer: bool = False
+) -> list[Drawn]:
     """Return `n` different questions of `split`, rows in proportion to their weights, in random order.
 
     The same arguments give the same questions. A row whose data set is too small leaves its share to
-    the others. Raises NotFoundError for an unknown split, ValueError for a negative `n`, and T2Error
-    when all rows together have too few questions.
+    the others. `source` is the task's own, opened before. Raises NotFoundError for an unknown split,
+    ValueError for a negative `n`, and T2Error when all rows together have too few questions; with
+    `fewer` only when they have none.
     """
     require(split, SPLITS, "split")
     if n < 0:
         raise ValueError(f"n must not be negative: {n}")
     rng = random.Random(stream_seed(seed, split, ""))  # noqa: S311
-    source = cast(Source, load(spec.source, SOURCES, "source"))
+    source = source or open_source(spec)
     open_rows = list(spec.mixture)
     seeds = {row.name: stream_seed(seed, split, row.name) for row in open_rows}
-    streams = {row.name: source(row.dataset, row.config, seeds[row.name]) for row in open_rows}
+    streams = {row.name: source.stream(row, split, seeds[row.name]) for row in open_rows}
     drawn: list[Drawn] = []
     seen: set[int] = set()
     while len(drawn) < n and open_rows:
         quotas = apportion([row.weight for row in open_rows], n - len(drawn), rng.random())
         still_open = []
         for row, quota in zip(open_rows, quotas, strict=True):
-            taken = [Drawn(row, *item) for item in _take(streams[row.name], split, quota, seen)]
+            taken = [
+                Drawn(row, item.question, item.answer, item.fields)
+                for item in _take(streams[row.name], split, quota, seen)
+            ]
             drawn += taken
             if len(taken) == quota:
                 still_open.append(row)
         open_rows = still_open
-    if len(drawn) < n:
+    if len(drawn) < n and not (fewer and drawn):
         raise T2Error(
             f"the task {spec.name} has {len(drawn)} different {split} questions, and {n} were asked for",
-            hint="ask for fewer, or widen the ranges in the task's mixture",
+            hint="ask for fewer, or give the task more questions",
         )
     rng.shuffle(drawn)
     return drawn
@@ -112,8 +153,8 @@ def _take(stream: Iterator[Item], split: str, quota: int, seen: set[int]) -> Ite
     """Yield up to `quota` items of `split` not in `seen`, which grows by them."""
     fruitless = 0
     while quota > 0 and fruitless < PATIENCE and (item := next(stream, None)) is not None:
-        key = digest(item[0])
-        if split_of(item[0]) != split or key in seen:
+        key = digest(item.question)
+        if (item.split or split_of(item.question)) != split or key in seen:
             fruitless += 1
             continue
         seen.add(key)

@@ -17,29 +17,56 @@
     prompt: "{{ question }}"        # one Jinja template, or several of which each example gets one
     answer: {kind: number}          # a row of t2cli.tasks.verify.REWARDS
     max_new_tokens: 48
+    stop: "```\\n"                  # optional: a completion ends where this regular expression matches its text
 
 `answer: {kind: word, candidates: REGEX}` finds the words a question offers: one group, every match.
+
+Questions may also be read from files, JSONL or a JSON array of objects. Then the source is
+
+    source:
+      kind: jsonl
+      file: mine.jsonl              # or train: FILE and test: FILE (and validation: FILE); beside the task file
+      record:                       # names of fields, or Jinja templates over the record's fields
+        question: "{{ title }}: {{ problem }}"    # default: the field `question`
+        answer: "{{ solution.split('####') | last }}"    # default: the field `answer`
+        split: "{{ 'test' if id < 100 else 'train' }}"   # only where one file holds several; empty: left out
+
+or, for a data set on the Hugging Face Hub (`file`, `train` and so on are then names of its splits),
+
+    source:
+      kind: hub
+      dataset: openai/gsm8k
+      config: main                  # where it has several
+      revision: 1a2b3c              # a branch, tag or commit; default main, and the commit is recorded
+      train: train
+      test: test                    # or file: SPLIT where there is only one, which is then divided by the hash
+
+or a `mixture` of such rows, each with its own file and `record`. Every field of the record is a variable of `prompt`
+too (`question` is then the text that `record` made). What the reward is given as the right answer is the text that
+`record.answer` makes, so a reward that needs more than one field gets them by a template.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import Path
 
-from t2cli.errors import CorruptArtifactError, NotFoundError
-from t2cli.lookup import near_matches, require
+from t2cli.errors import CorruptArtifactError
+from t2cli.tasks.fields import ConfigValue, Fields
 from t2cli.tasks.prompts import check_template
+from t2cli.tasks.records import RecordSpec
 from t2cli.tasks.sampling import SOURCES
 from t2cli.tasks.verify import REWARDS
 
 MAX_BYTES = 1 << 20
+# What the sources that read records are told in a row, besides `record`; others make questions from `config`.
+READS: Mapping[str, tuple[str, ...]] = {
+    "jsonl": ("file", "train", "validation", "test"),
+    "hub": ("file", "train", "validation", "test", "config", "revision"),
+}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-Scalar = str | int | float | bool
-ConfigValue = Scalar | tuple[Scalar, ...]
 
 
 @dataclass(frozen=True)
@@ -65,11 +92,12 @@ class Row:
     extract: str | None
     prompts: tuple[str, ...]
     answer: AnswerSpec
+    record: RecordSpec
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task file, validated; the module's docstring shows one."""
+    """A task file, validated; the module's docstring shows one. `folder` is where its files' paths start."""
 
     name: str
     category: str
@@ -78,9 +106,11 @@ class TaskSpec:
     mixture: tuple[Row, ...]
     system: str | None
     max_new_tokens: int
+    folder: Path = Path()
+    stop: str | None = None
 
     @classmethod
-    def from_yaml(cls, text: str, where: str) -> TaskSpec:
+    def from_yaml(cls, text: str, where: str, folder: Path = Path()) -> TaskSpec:
         """Return the task described by `text`; `where` names the file in errors.
 
         Raises CorruptArtifactError naming the key that is missing, unknown or wrong.
@@ -94,21 +124,25 @@ class TaskSpec:
         except (yaml.YAMLError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise CorruptArtifactError(f"{where} is no valid YAML: {reason}", hint="fix the file") from error
-        fields = _Fields(loaded, where)
+        fields = Fields(loaded, where)
         name = fields.text("name")
         if not _NAME.fullmatch(name):
             raise fields.wrong("name", f"{name!r} is no task name", "lower-case letters, digits, . _ and -")
         answer = _answer(fields.inner("answer"))
         prompts = fields.texts("prompt") if fields.has("prompt") else ("{{ question }}",)
         source = fields.inner("source")
+        kind = source.one_of("kind", SOURCES)
+        rows = source.inner_list("mixture") if source.has("mixture") or kind not in READS else [source]
         spec = cls(
             name=name,
             category=fields.line("category"),
             description=fields.line("description"),
-            source=source.one_of("kind", SOURCES),
-            mixture=tuple(_row(row, answer, prompts) for row in source.inner_list("mixture")),
+            source=kind,
+            mixture=tuple(_row(kind, row, answer, prompts) for row in rows),
             system=fields.text("system") if fields.has("system") else None,
             max_new_tokens=fields.count("max_new_tokens"),
+            folder=folder,
+            stop=fields.regex("stop").pattern if fields.has("stop") else None,
         )
         fields.done()
         source.done()
@@ -125,7 +159,7 @@ class TaskSpec:
         raise ValueError(f"the task {self.name} has no row named {name!r}")
 
 
-def _answer(fields: _Fields) -> AnswerSpec:
+def _answer(fields: Fields) -> AnswerSpec:
     kind = fields.one_of("kind", REWARDS)
     if (kind == "word") != fields.has("candidates"):
         raise fields.wrong("candidates", "goes with `kind: word`", "give both or neither")
@@ -136,114 +170,33 @@ def _answer(fields: _Fields) -> AnswerSpec:
     return AnswerSpec(kind, candidates.pattern if candidates else None)
 
 
-def _row(fields: _Fields, answer: AnswerSpec, prompts: tuple[str, ...]) -> Row:
-    dataset = fields.text("dataset")
+def _row(kind: str, fields: Fields, answer: AnswerSpec, prompts: tuple[str, ...]) -> Row:
+    reads = kind in READS
+    config = fields.locations(READS[kind]) if reads else fields.config("config")
+    dataset = Path(str(next(iter(config.values())))).stem if kind == "jsonl" else fields.text("dataset")
     extract = fields.regex("extract") if fields.has("extract") else None
     prompts = fields.texts("prompt") if fields.has("prompt") else prompts
     variables = frozenset({"question", *(extract.groupindex if extract else ())})
     for prompt in prompts:
-        check_template(prompt, variables, f"{fields.where}: prompt")
+        check_template(prompt, None if reads else variables, f"{fields.where}: prompt")
     row = Row(
         name=fields.text("name") if fields.has("name") else dataset,
         dataset=dataset,
         weight=fields.weight("weight") if fields.has("weight") else 1.0,
-        config=fields.config("config") if fields.has("config") else MappingProxyType({}),
+        config=config,
         extract=extract.pattern if extract else None,
         prompts=prompts,
         answer=_answer(fields.inner("answer")) if fields.has("answer") else answer,
+        record=_record(fields.inner("record")) if reads and fields.has("record") else RecordSpec(),
     )
     fields.done()
     return row
 
 
-class _Fields:
-    """Reads one mapping of the file key by key; every error names the file and the key."""
-
-    def __init__(self, mapping: object, where: str) -> None:
-        if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
-            raise CorruptArtifactError(f"{where} must be a mapping of keys to values", hint="fix the file")
-        self.where = where
-        self._values: dict[str, object] = mapping
-        self._read: set[str] = set()
-
-    def wrong(self, key: str, why: str, hint: str) -> CorruptArtifactError:
-        return CorruptArtifactError(f"{self.where}: {key}: {why}", hint=hint)
-
-    def has(self, key: str) -> bool:
-        self._read.add(key)
-        return self._values.get(key) is not None
-
-    def done(self) -> None:
-        if unknown := sorted(set(self._values) - self._read):
-            raise self.wrong(unknown[0], "unknown key", near_matches(unknown[0], self._read))
-
-    def _get(self, key: str) -> object:
-        if not self.has(key):
-            raise self.wrong(key, "missing", f"add `{key}:`")
-        return self._values[key]
-
-    def text(self, key: str) -> str:
-        value = self._get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise self.wrong(key, f"must be text, not {value!r}", "put it in quotes")
-        return value.strip()
-
-    def line(self, key: str) -> str:
-        value = self.text(key)
-        if len(value.splitlines()) > 1:
-            raise self.wrong(key, "must be one line", "shorten it")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._get(key)
-        values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(each, str) and each.strip() for each in values):
-            raise self.wrong(key, "must be text or a list of texts", "put each in quotes")
-        return tuple(values)
-
-    def one_of(self, key: str, table: Mapping[str, object]) -> str:
-        value = self.text(key)
-        try:
-            require(value, table, key)
-        except NotFoundError as error:
-            raise self.wrong(key, error.message, error.hint) from error
-        return value
-
-    def count(self, key: str) -> int:
-        value = self._get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(key, f"must be a whole number above 0, not {value!r}", "for example 64")
-        return value
-
-    def weight(self, key: str) -> float:
-        value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.wrong(key, f"must be a number above 0, not {value!r}", "for example 1")
-        return float(value)
-
-    def regex(self, key: str) -> re.Pattern[str]:
-        try:
-            return re.compile(self.text(key))
-        except re.error as error:
-            raise self.wrong(key, f"no valid regular expression: {error}", "put it in 'quotes'") from error
-
-    def config(self, key: str) -> Mapping[str, ConfigValue]:
-        values: dict[str, ConfigValue] = {}
-        for name, value in self.inner(key)._values.items():
-            if name in ("seed", "size"):
-                raise self.wrong(f"{key}.{name}", "is set by t2", "leave it out")
-            items = value if isinstance(value, list) else [value]
-            scalars = tuple(item for item in items if isinstance(item, str | int | float))
-            if len(scalars) < len(items) or not items:
-                raise self.wrong(f"{key}.{name}", "must be a value or a list of values", "simplify it")
-            values[name] = scalars if isinstance(value, list) else scalars[0]
-        return MappingProxyType(values)
-
-    def inner(self, key: str) -> _Fields:
-        return _Fields(self._get(key), f"{self.where}: {key}")
-
-    def inner_list(self, key: str) -> list[_Fields]:
-        value = self._get(key)
-        if not isinstance(value, list) or not value:
-            raise self.wrong(key, "must be a list with at least one row", "add `- dataset: ...`")
-        return [_Fields(each, f"{self.where}: {key}[{i}]") for i, each in enumerate(value)]
+def _record(fields: Fields) -> RecordSpec:
+    given = {key: fields.text(key) for key in ("question", "answer", "split") if fields.has(key)}
+    for key, template in given.items():
+        if "{" in template:
+            check_template(template, None, f"{fields.where}: {key}")
+    fields.done()
+    return RecordSpec(**given)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
+from t2cli.tasks.math_reward import math
+
 
 class Reward(Protocol):
     """A rule that says whether `completion` gives `answer`.
@@ -29,10 +31,10 @@ _MINUS = re.compile("[\u2212\u2012\u2013\ufe63\uff0d]")
 # LaTeX: 1{,}234 and 1\,234, and \frac{3}{4} in all its sizes.
 _LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,|\u202f|\u2009)(?=\d)")
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
-# Digits inside a name (x2, H2O) or a unit's exponent (m^2) are no numbers. 300 digits are more than any
+# Digits inside a name (x2, H2O) or a unit's exponent (m^2, \text{cm}^{2}) are no numbers. 300 digits are more than any
 # answer has, and keep Python's limit on converting long integers out of reach.
 _NUMBER = re.compile(
-    r"""(?<![A-Za-z0-9]) (?<![A-Za-z]\^)
+    r"""(?<![A-Za-z0-9]) (?<![A-Za-z}]\^) (?<![A-Za-z}]\^\{)
     (?P<body>
         [1-9][0-9]{0,2} (?:,[0-9]{3})+ (?!,?[0-9]) (?:\.[0-9]+)?    # 1,234,567.89
       | [0-9]+ (?:\.[0-9]+)? (?: [eE][+-]?[0-9]{1,2} (?![A-Za-z0-9]) )?    # 42, 3.14, 1e5
@@ -41,6 +43,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _FRACTION = re.compile(r"(?<![\d/.,])(?P<over>[0-9]{1,100})\s?/\s?(?P<under>[0-9]{1,100})(?![\d/.,]*\d)")
+_WHOLE = re.compile(r"(?<![\w.,/^])([0-9]{1,9})[ ]$")  # of a mixed number: 2 1/2
 _LONGEST = 300
 # What may stand between a sign and its digits: a currency sign, for LaTeX with its backslash.
 _CURRENCY = re.compile(r"\\?[$€£¥]\s?$")
@@ -52,10 +55,11 @@ def extract_number(text: str) -> Fraction | None:
     r"""Return the last number of `text`, exactly, or None when it has none.
 
     Read: integers, decimals (also `.5`), `1e5`, thousands separated by commas (also LaTeX's `{,}` and
-    `\,`), and fractions `3/4` and `\frac{3}{4}` in lowest terms. An unreduced fraction (`12/4`) is a
-    calculation and not yet an answer, so only its last number counts; otherwise repeating the
-    question would be rewarded. Units, currencies, `%`, Markdown, `\boxed{}` and final punctuation are
-    passed over. Digits directly after a letter (`x2`, `m^2`) are names, not numbers.
+    `\,`), fractions `3/4` and `\frac{3}{4}` in lowest terms, and mixed numbers `2 1/2`. An unreduced
+    fraction (`12/4`) is a calculation and not yet an answer, so only its last number counts; otherwise
+    repeating the question would be rewarded. Units, currencies, `%`, Markdown, `\boxed{}` and final
+    punctuation are passed over. Digits directly after a letter (`x2`) and a unit's exponent (`m^2`) are
+    part of a name, not numbers.
 
     A minus (`-`, U+2212, an en dash) is a sign when it touches its number, or follows `=`, and no
     number, letter or closing bracket stands before it: `17-25` and `17 -25` end in 25, `= -8` in -8,
@@ -72,6 +76,8 @@ def extract_number(text: str) -> Fraction | None:
         over, under = int(fraction["over"]), int(fraction["under"])
         if fraction.end() == last.end() and under > 1 and Fraction(over, under).denominator == under:
             start, value = fraction.start(), Fraction(over, under)
+            if over < under and (whole := _WHOLE.search(text, max(0, start - 16), start)):
+                start, value = whole.start(), value + int(whole[1])
     return -value if _is_negative(text[max(0, start - 64) : start]) else value
 
 
@@ -111,15 +117,17 @@ def yesno(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     return found is not None and found[1].casefold() == answer.strip().casefold()
 
 
-_STATED = re.compile(
-    r"(?i:\b(?:answer|option|choice))\s*(?i:is\b)?\s*:?\s*(?:\\boxed\{|[*_(\[\"'$])*([A-E])(?![\w'\u2019])"
-)
-_ALONE = re.compile(r"[\s*_(\[\"']*([A-Ea-e])[\s*_)\]\"'.:,!]*")
-_MARKED = re.compile(
-    r"""\(([A-E])\) | (?<!\w)([A-E])\) | \*\*([A-E])\*\* | \\boxed\{([A-E])\}
-    | ^\s*[*_\["']*([A-E])[*_"']*(?:[\].:,]|\s*$)    # B. Paris""",
-    re.VERBOSE | re.MULTILINE,
-)
+def _choice_patterns(one: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Return the patterns of a label that is stated, alone, or set off; `one` are the characters of a label."""
+    lead = r"(?i:\b(?:answer|option|choice))\s*(?i:is\b)?\s*:?\s*(?:\\boxed\{|[*_(\[\"'$])*"
+    stated = rf"{lead}([{one}])(?![\w'\u2019]|[.,]\d)"
+    alone = rf"[\s*_(\[\"']*([{one}{one.lower()}])[\s*_)\]\"'.:,!]*"
+    marked = rf"""\(([{one}])\) | (?<!\w)([{one}])\) | \*\*([{one}])\*\* | \\boxed\{{([{one}])\}}
+    | ^\s*[*_\["']*([{one}])[*_"']*(?:[\].:,](?!\d)|\s*$)    # B. Paris"""
+    return re.compile(stated), re.compile(alone), re.compile(marked, re.VERBOSE | re.MULTILINE)
+
+
+_LETTERS, _LABELS = _choice_patterns("A-E"), _choice_patterns("A-E1-5")
 
 
 def choice(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
@@ -129,16 +137,26 @@ def choice(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool
     the last letter stated as such ("The answer is B", "Option (B)"); the only letter set off as "(B)",
     "B)", "**B**", `\\boxed{B}`, or at the start of a line as "B." or alone. A completion that sets
     off two different letters, or none, is wrong. The article "A" is no choice.
+
+    Where the answer is a digit, 1 to 5, the question's choices are numbered: then "2" chooses as "B"
+    does. Elsewhere a digit chooses nothing: "The answer is 3." may name what choice B says.
     """
+    wanted = answer.strip(" ().").upper()
+    stated_as, alone_as, marked_as = _LABELS if wanted.isdigit() else _LETTERS
     chosen: str | None = None
-    if alone := _ALONE.fullmatch(completion):
+    if alone := alone_as.fullmatch(completion):
         chosen = alone[1].upper()
-    elif stated := _STATED.findall(completion):
+    elif stated := stated_as.findall(completion):
         chosen = stated[-1]
     else:
-        marked = {"".join(groups) for groups in _MARKED.findall(completion)}
+        marked = {_letter("".join(groups)) for groups in marked_as.findall(completion)}
         chosen = marked.pop() if len(marked) == 1 else None
-    return chosen is not None and chosen == answer.strip(" ().").upper()
+    return chosen is not None and _letter(chosen) == _letter(wanted)
+
+
+def _letter(label: str) -> str:
+    """Return the letter of a choice; of one that has a number, the letter of that place."""
+    return "ABCDE"["12345".index(label)] if label and label in "12345" else label
 
 
 def exact(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
@@ -173,10 +191,22 @@ def _has_word(text: str, wanted: str) -> bool:
     return re.search(rf"(?<!\w)(?<!\w[-'\u2019]){re.escape(wanted)}(?!\w|-\w)", text) is not None
 
 
+def unit_tests(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
+    """Tell whether the completion's code passes the unit tests that are the answer, run in a sandbox.
+
+    Raises T2Error where none works (t2cli.tasks.unit_tests, which also judges many at a time).
+    """
+    from t2cli.tasks.unit_tests import judge
+
+    return judge([answer], [completion])[0].passed
+
+
 REWARDS: Mapping[str, Reward] = {
     "number": number,
+    "math": math,
     "yesno": yesno,
     "choice": choice,
     "exact": exact,
     "word": word,
+    "tests": unit_tests,
 }

@@ -4,6 +4,7 @@
         run.json              what was asked for; written once
         state.safetensors     z, the best z, the optimiser's moments, and the counters; replaced after every step
         metrics.jsonl         a line per step
+        tensorboard/          the same as events, where they were asked for
         expert.txt            the reference of the published expert, when the run is finished
 
 Random numbers need no state: those of a step come from the seed and the step's number.
@@ -15,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,9 @@ class RunSpec:
     base: str  # as given by the user
     weights: str  # digest of the base
     config: TrainConfig
+    data: dict[str, str] = field(default_factory=dict)  # --data: split -> absolute path
+    reward: dict[str, str] = field(default_factory=dict)  # --reward: its name, and the folder it is imported from
+    revisions: dict[str, str] = field(default_factory=dict)  # data sets on the Hub: name -> commit
 
 
 @dataclass
@@ -53,6 +57,8 @@ class RunState:
     best_accuracy: float
     base_accuracy: float
     tensors: dict[str, torch.Tensor]  # z, best, exp_avg, exp_avg_sq: each (parameters,)
+    stale: int = 0  # validations since the best
+    at_once: list[int] = field(default_factory=list)  # rollouts, prompts and answers that memory had room for
 
 
 class RunFolder:
@@ -66,6 +72,12 @@ class RunFolder:
     def finished(self) -> bool:
         """Tell whether the run has published its expert, or ended without one."""
         return (self.path / "expert.txt").is_file()
+
+    @property
+    def published(self) -> str:
+        """Return the reference of the published expert; "" while there is none."""
+        path = self.path / "expert.txt"
+        return path.read_text().strip() if path.is_file() else ""
 
     def finish(self, reference: str) -> None:
         """Record the published expert; "" when there was nothing to publish."""
@@ -88,13 +100,7 @@ class RunFolder:
         from safetensors.torch import save
 
         counters = json.dumps(
-            {
-                "step": state.step,
-                "seconds": state.seconds,
-                "best_step": state.best_step,
-                "best_accuracy": state.best_accuracy,
-                "base_accuracy": state.base_accuracy,
-            }
+            {each.name: getattr(state, each.name) for each in fields(state) if each.name != "tensors"}
         )
         tensors = {name: state.tensors[name].detach().cpu().clone() for name in TENSORS}
         metadata = {"format": FORMAT, "counters": counters, "sha256": _digest(counters, tensors)}
@@ -155,10 +161,13 @@ def _check_types(record: RunSpec | TrainConfig) -> None:
     """Raise TypeError for a field that is not of the type it is declared with; a float may be written as an int."""
     numbers = (int, float)
     allowed: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": numbers, "TrainConfig": TrainConfig}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, bool) or not isinstance(value, allowed[str(field.type)]):
-            raise TypeError(f"{field.name} must not be {value!r:.60}")
+    allowed["dict[str, str]"] = dict
+    for each in fields(record):
+        value = getattr(record, each.name)
+        texts = [*value, *value.values()] if isinstance(value, dict) else []
+        right = isinstance(value, allowed[str(each.type)]) and all(isinstance(text, str) for text in texts)
+        if isinstance(value, bool) or not right:
+            raise TypeError(f"{each.name} must not be {value!r:.60}")
         if isinstance(value, TrainConfig):
             _check_types(value)
 

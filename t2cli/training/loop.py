@@ -6,52 +6,24 @@ share no question with either.
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice, zip_longest
+from contextlib import AbstractContextManager
 
 import torch
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
-from t2cli.evaluation.evaluate import Advance, compare, right_answers
+from t2cli.evaluation.evaluate import Advance, answers_in_use
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.basis_cache import singular_values
-from t2cli.registry.local import ExpertEntry, LocalRegistry
-from t2cli.registry.manifest import (
-    BaseRecord,
-    EvaluationRecord,
-    ExpertManifest,
-    FingerprintRecord,
-    TargetsRecord,
-    TrainingRecord,
-    ZRecord,
-    timestamp,
-)
-from t2cli.registry.vectors import z_to_bytes
-from t2cli.svf.fingerprint import spectrum_sketch
-from t2cli.svf.zvector import ZVectors, unflatten
-from t2cli.tasks.base import Example, Task
+from t2cli.registry.local import LocalRegistry
+from t2cli.tasks.base import Example, Task, up_to
+from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
-from t2cli.training.trainer import Trainer
+from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM, Publisher, Trained
 
-SHOWN, SHOWN_FROM, LONGEST_SHOWN = 4, 64, 300  # questions in a manifest, out of how many, and characters of each
-EVALUATION_SEED = 0  # the same questions for every run, so that experts of a task can be compared
 SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run made. `seconds` is training with validation, without the final evaluation."""
-
-    entry: ExpertEntry
-    steps: int
-    seconds: float
-    evaluation: EvaluationRecord
 
 
 class TrainingRun:
@@ -64,9 +36,15 @@ class TrainingRun:
         self.config = spec.config
         self.folder = folder
         self.listener = listener
-        self.trainer = Trainer(adapted, spec.config)
-        self.validation: Sequence[Example] = task.examples(
-            "validation", spec.config.validation_examples, spec.config.seed
+        self.team = adapted.team
+        self.trainer = algorithm_of(adapted, spec.config)
+        self.policy = self.trainer.policy
+        self.rooms = (*self.trainer.rooms, adapted.answers_at_once)
+        for room in self.rooms:
+            room.say = listener.note
+        self.publisher = Publisher(adapted, self.policy, task, spec, folder, listener)
+        self.validation: Sequence[Example] = up_to(
+            task, "validation", spec.config.validation_examples, spec.config.seed
         )
 
     def run(self, registry: LocalRegistry) -> Trained:
@@ -75,40 +53,56 @@ class TrainingRun:
         Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
         """
         state = self._restore()
-        if state is not None and (trained := self._published(state, registry)):
-            return trained
+        if state is not None and self._ended(state) and state.best_step:
+            before = self.publisher.published(state, registry) if self.team.leads else None
+            if trained := self.team.told(before):
+                return trained
         state = state or self._start()
         self.listener.stage("train", self.config.steps - state.step)
-        while state.step < self.config.steps:
+        while not self._ended(state):
             self._one_step(state)
         self.listener.stage("", 0)
+        if state.step < self.config.steps:
+            self.listener.note(
+                f"ended early, after step {state.step}: none of the last {state.stale} validations found a better "
+                f"checkpoint than {f'that of step {state.best_step}' if state.best_step else 'the base'}"
+            )
         if state.best_step == 0:
-            self.folder.finish("")
+            if self.team.leads:
+                self.folder.finish("")
             raise T2Error(
                 f"no checkpoint was better than the base on {len(self.validation)} validation examples "
                 f"({state.base_accuracy:.1%}): nothing was published",
                 hint="train for more --steps, or with another --learning-rate or --seed",
             )
-        return self._publish(state, registry)
+        return self.publisher.publish(state, registry)
+
+    def _ended(self, state: RunState) -> bool:
+        """Tell whether the steps are done, or `patience` validations went by without a better checkpoint."""
+        return state.step >= self.config.steps or 0 < self.config.patience <= state.stale
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
-        accuracy = self._validate(None, on_done=self.listener.advance)
+        accuracy = self._validate(self.policy.reference(), on_done=self.listener.advance)
         self.listener.stage("", 0)
         self.listener.note(f"base accuracy on {len(self.validation)} validation examples: {accuracy:.3f}")
-        flat = self.trainer.flat.detach()
+        flat = self.policy.flat.detach()
         zeros = torch.zeros_like(flat)
         tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
         state = RunState(0, 0.0, 0, accuracy, accuracy, tensors)
-        self.folder.save(state)
+        if self.team.leads:
+            self.folder.save(state)
         return state
 
     def _restore(self) -> RunState | None:
-        state = self.folder.load(self.trainer.flat.numel())
+        state = self.team.told(self.folder.load(self.policy.flat.numel()) if self.team.leads else None)
         if state is None:
             return None
         self.trainer.restore(state.step, state.tensors)
-        self.folder.metrics.cut_after(state.step)
+        for room, size in zip(self.rooms, state.at_once, strict=False):  # other sizes would round otherwise
+            room.size = size
+        if self.team.leads:
+            self.folder.metrics.cut_after(state.step)
         self.listener.note(f"resuming after step {state.step} of {self.config.steps}")
         return state
 
@@ -121,7 +115,7 @@ class TrainingRun:
         step = state.step + 1
         validation = None
         if step % config.validate_every == 0 or step == config.steps:
-            validation = self._validate(self.trainer.z())
+            validation = self._validate(self.policy.answering())
         seconds = time.monotonic() - started
         state.step, state.seconds = step, state.seconds + seconds
         record = StepRecord(
@@ -139,130 +133,41 @@ class TrainingRun:
             eta=state.seconds / step * (config.steps - step),
             validation=validation,
         )
-        self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
+        if self.team.leads:
+            self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
         self._keep(state, validation)
         self.listener.step(record)
 
     def _keep(self, state: RunState, validation: float | None) -> None:
         """Checkpoint the step that was done; remember it if it is the best so far."""
-        state.tensors["z"] = self.trainer.flat.detach().clone()
+        state.tensors["z"] = self.policy.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
+        if validation is not None:
+            self.team.check_same(self.policy.flat)
+            state.stale += 1
         if validation is not None and validation > state.best_accuracy:
-            state.best_accuracy, state.best_step = validation, state.step
+            state.best_accuracy, state.best_step, state.stale = validation, state.step, 0
             state.tensors["best"] = state.tensors["z"]
-        self.folder.save(state)
+        for room in self.rooms:
+            room.size = self.team.least(room.size)
+        state.at_once = [room.size for room in self.rooms]
+        if self.team.leads:
+            self.folder.save(state)
 
-    def _validate(self, z: ZVectors | None, on_done: Advance | None = None) -> float:
-        right = right_answers(self.adapted, self.task, self.validation, z, on_done=on_done)
-        self.adapted.release()
-        return sum(right) / len(right)
-
-    def _publish(self, state: RunState, registry: LocalRegistry) -> Trained:
-        best = unflatten(state.tensors["best"].cpu(), self.trainer.ranks)
-        z = ZVectors(best)
-        n = self.config.evaluation_examples
-        self.listener.stage(f"evaluate on {n} test examples", 2 * n)
-        evaluation = compare(self.adapted, self.task, z, n=n, seed=EVALUATION_SEED, on_done=self.listener.advance)
-        self.listener.stage("", 0)
-        self.adapted.release()
-        entry = registry.put(self._manifest(state, evaluation), z_to_bytes(z))
-        self.folder.finish(entry.reference)
-        return Trained(entry, state.step, state.seconds, evaluation)
-
-    def _published(self, state: RunState, registry: LocalRegistry) -> Trained | None:
-        """Return what this run published before it was killed; it must not be published twice."""
-        if state.step < self.config.steps or state.best_step == 0:
-            return None
-        blob = z_to_bytes(ZVectors(unflatten(state.tensors["best"].cpu(), self.trainer.ranks)))
-        sha256 = hashlib.sha256(blob).hexdigest()
-        for entry in registry.list(base_digest=self.spec.weights):
-            manifest = entry.manifest
-            same = manifest.name == self.spec.expert and manifest.z.sha256 == sha256
-            by_this_run = manifest.training is not None and manifest.training.seconds == round(state.seconds, 1)
-            if same and by_this_run and manifest.evaluation:
-                self.listener.note(f"{entry.reference} was published before the interruption")
-                self.folder.finish(entry.reference)
-                return Trained(entry, state.step, state.seconds, manifest.evaluation[0])
-        return None
-
-    def _manifest(self, state: RunState, evaluation: EvaluationRecord) -> ExpertManifest:
-        config, task = self.config, self.task
-        settings = {key: value for key, value in asdict(config).items() if key not in ("preset", "seed")}
-        return ExpertManifest(
-            name=self.spec.expert,
-            version=1,  # the registry assigns the real one
-            kind="expert",
-            category=task.category,
-            description=task.description,
-            base=base_record(self.adapted),
-            targets=TargetsRecord(config.selection, len(self.adapted.targets), self.trainer.flat.numel()),
-            z=ZRecord("z.safetensors", "0" * 64, "linear"),
-            examples=showcase(task, config.seed),
-            training=TrainingRecord(
-                task=task.name,
-                preset=config.preset,
-                config={**settings, "best_step": state.best_step},
-                seed=config.seed,
-                steps=state.step,
-                seconds=round(state.seconds, 1),
-                device=str(self.adapted.base.device),
-                versions=versions(),
-                threads=torch.get_num_threads(),
-            ),
-            evaluation=(evaluation,),
-            parents=(),
-            created=timestamp(),
-        )
+    def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> float:
+        with use:
+            answers = answers_in_use(self.policy.text_model, self.task, self.validation, on_done=on_done)
+        self.policy.release()
+        return answers.accuracy
 
 
 def check_examples(task: Task, config: TrainConfig) -> None:
     """Raise T2Error if the task has fewer questions than a run with `config` will ask for, or lacks their source.
 
-    A run that ends for that after its last step would have been for nothing.
+    A run that ends for that after its last step would have been for nothing. Where questions come from files,
+    fewer will do for validation and test: all there are.
     """
-    task.examples("train", max(config.prompts_per_step, SHOWN_FROM), config.seed)
-    task.examples("validation", config.validation_examples, config.seed)
-    task.examples("test", config.evaluation_examples, EVALUATION_SEED)
-
-
-def showcase(task: Task, seed: int) -> tuple[str, ...]:
-    """Return a few short training questions as pass 1 will show them, from different rows of the task.
-
-    They come from the training split: what is shown is never part of an evaluation.
-    """
-    by_row: dict[str, list[str]] = {}
-    for example in task.examples("train", SHOWN_FROM, seed):
-        question = " ".join(task.messages(example)[-1]["content"].split())
-        by_row.setdefault(example.id.rpartition("-")[0], []).append(question)
-    rows = [sorted(questions, key=len) for questions in by_row.values()]
-    rounds = zip_longest(*(questions[len(questions) // 4 :] for questions in rows))  # short, but not the shortest
-    chosen = (
-        question
-        for group in rounds
-        for question in group
-        if question.isprintable() and 0 < len(question) < LONGEST_SHOWN
-    )
-    return tuple(islice(chosen, SHOWN))
-
-
-def base_record(adapted: AdaptedModel) -> BaseRecord:
-    """Return what a manifest says of the base: where it is from, and its fingerprint."""
-    identity = adapted.base.identity
-    spectrum = spectrum_sketch(singular_values(identity, adapted.targets))
-    return BaseRecord(
-        name=identity.name,
-        source=identity.source,
-        revision=identity.revision,
-        architecture=identity.architecture,
-        fingerprint=FingerprintRecord(identity.weights, spectrum, identity.probes),
-    )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what made an expert."""
-    from importlib.metadata import version
-
-    import t2cli
-
-    found = {name: version(name) for name in ("torch", "transformers")}
-    return {"t2cli": t2cli.__version__, "python": platform.python_version(), **found}
+    task.examples("train", config.prompts_per_step, config.seed)
+    up_to(task, "train", SHOWN_FROM, config.seed)
+    up_to(task, "validation", config.validation_examples, config.seed)
+    up_to(task, "test", config.evaluation_examples, EVALUATION_SEED)

@@ -89,6 +89,16 @@ class MetricsFile:
                 break  # a line cut short by a kill is the last
         write_atomic(self.path, "".join(line + "\n" for line in kept))
 
+    def done(self) -> list[StepRecord]:
+        """Return the records up to the first line that is none, such as one that is being written just now."""
+        records: list[StepRecord] = []
+        try:
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                records.append(StepRecord(**json.loads(line)))
+        except (OSError, ValueError, TypeError):
+            pass
+        return records
+
     def read(self) -> list[StepRecord]:
         """Return all records. Raises T2Error if a line is none."""
         try:

@@ -26,7 +26,7 @@ class Packed(NamedTuple):
     ids: torch.Tensor  # (1, L)
     attention: torch.Tensor  # (1, 1, L, L), True where a query may look
     positions: torch.Tensor  # (1, L)
-    predicted: torch.Tensor  # (K,) the positions whose logits are needed
+    predicted: torch.Tensor  # (K,) the positions whose logits are needed; on the CPU, where any device can read them
     source: torch.Tensor  # (P, G, T) index among the K positions of the logits that predict the token
     tokens: torch.Tensor  # (P, G, T) the sampled token ids
     mask: torch.Tensor  # (P, G, T) 1 where there is a token
@@ -83,8 +83,9 @@ def pack(prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Sequence[in
             predicted += range(start, start + n - 1)
             tokens[p, g, :n] = torch.tensor(rollout)
             mask[p, g, :n] = 1
-    built = (torch.tensor([row.ids]), row.attention(), torch.tensor([row.positions]), torch.tensor(predicted))
-    return Packed(*(tensor.to(device) for tensor in (*built, source, tokens, mask)))
+    ids, positions = torch.tensor([row.ids]).to(device), torch.tensor([row.positions]).to(device)
+    found = (source.to(device), tokens.to(device), mask.to(device))
+    return Packed(ids, row.attention().to(device), positions, torch.tensor(predicted), *found)
 
 
 def rollout_logp(model: nn.Module, packed: Packed) -> torch.Tensor:

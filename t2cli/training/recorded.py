@@ -12,13 +12,15 @@ from types import UnionType
 from typing import NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from t2cli.config import PRESETS, TrainConfig
-from t2cli.errors import CorruptArtifactError, T2Error
+from t2cli.errors import CorruptArtifactError, T2Error, UsageError
 from t2cli.registry.compare import compare, shifts
 from t2cli.registry.entry import ExpertEntry
 from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, TrainingRecord
 from t2cli.registry.zfile import read_arrays
+from t2cli.tasks.base import Task, origin
 
 RESULTS = ("best_step",)  # what a run found; recorded among its settings
+SOURCES = ("data", "reward")  # where its questions were from, and who judged, where that was not the task alone
 COUNTS = (  # settings that must not be 0; none is negative
     *("steps", "prompts_per_step", "group", "micro_batch"),
     *("validate_every", "validation_examples", "evaluation_examples"),
@@ -72,7 +74,7 @@ def settings_of(training: TrainingRecord, where: str) -> Settings:
     Raises T2Error naming the settings that this t2 does not know, CorruptArtifactError for one that cannot be.
     """
     types = get_type_hints(TrainConfig)
-    recorded = {key: value for key, value in training.config.items() if key not in RESULTS}
+    recorded = {key: value for key, value in training.config.items() if key not in RESULTS + SOURCES}
     given = {**recorded, "preset": training.preset, "seed": training.seed}
     if unknown := sorted(set(given) - set(types)):
         raise T2Error(
@@ -88,9 +90,40 @@ def settings_of(training: TrainingRecord, where: str) -> Settings:
                 hint="no training can have recorded that: fetch the expert again, or ask who made it",
             )
     basis = PRESETS.get(training.preset, TrainConfig())
-    config = replace(basis, **given)  # type: ignore[arg-type]
+    try:
+        config = replace(basis, **given)  # type: ignore[arg-type]
+        if config.adapter != "svf":
+            raise ValueError(f"adapter must be svf for an expert, not {config.adapter}")
+    except ValueError as error:
+        raise CorruptArtifactError(
+            f"{where}: training.config cannot be: {error}",
+            hint="no training can have recorded that: fetch the expert again, or ask who made it",
+        ) from error
     missing = [field.name for field in fields(TrainConfig) if field.name not in given]
     return Settings(config, {name: getattr(config, name) for name in missing})
+
+
+def revisions_of(training: TrainingRecord) -> dict[str, str]:
+    """Return the commits of the Hub data sets that a recorded run read: dataset -> commit."""
+    files = training.config.get("data")
+    named = [file for file in (files if isinstance(files, list) else []) if isinstance(file, dict)]
+    return {str(file["dataset"]): str(file["revision"]) for file in named if {"dataset", "revision"} <= set(file)}
+
+
+def check_sources(training: TrainingRecord, task: Task, where: str) -> None:
+    """Raise UsageError unless the task has the very files, and its own judge, that the recorded run had."""
+    if reward := training.config.get("reward"):
+        raise UsageError(
+            f"{where} was trained with a reward of somebody's own, {reward!s:.80}: its manifest does not hold the code",
+            hint="train it anew with t2 train --reward, and compare the two with t2 eval",
+        )
+    recorded, now = training.config.get("data", []), origin(task).get("data", [])
+    if recorded != now:
+        files = [file.get("file") for file in recorded if isinstance(file, dict)] if isinstance(recorded, list) else []
+        raise UsageError(
+            f"{where} was trained on other files than the task has now: {', '.join(map(str, files)) or 'none'}",
+            hint="give a task file that reads those: --task FILE.yaml",
+        )
 
 
 def may_be(value: object, declared: object) -> bool:

@@ -1,22 +1,24 @@
-"""One step of reinforcement learning of z.
+"""One step of reinforcement learning of a policy: z, or a LoRA to compare it with.
 
-Source: Transformer-Squared (arXiv 2501.06252), equation 2; math.md 5, preset `t2`.
+Source: Transformer-Squared (arXiv 2501.06252), equation 2; math.md 5. `config.PRESETS` has the settings.
 
 Deviations from the paper:
-1. Rollouts are sampled, G per prompt, with a leave-one-out baseline (see svf/policy_gradient.py).
+1. Rollouts are sampled, G per prompt, with a leave-one-out baseline (see svf/policy_gradient.py); the presets `paper`
+   and `reference` have one rollout per prompt and its reward as advantage.
 2. W' is the one that the rollouts were sampled with; the gradient of z follows from it in closed form
    (svf/gradient.py). Where W' would be rounded to less than float32, autograd goes through the factored form instead.
-3. Prompts and their rollouts share one row (see packing.py); micro-batches only bound the memory.
+3. Prompts and their rollouts share one row (see packing.py); micro-batches only bound the memory, and are halved
+   where it runs out. Processes that train together share the prompts and add their gradients.
 4. Prompts whose rollouts are all right or all wrong have no advantage; they are left out of the gradient, KL term
    included, which saves most of its cost while a task is mostly failed or mostly solved.
+5. Without a KL coefficient the base is not asked, and the KL is given as 0.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,9 +28,10 @@ from torch import nn
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
-from t2cli.svf.policy_gradient import leave_one_out, policy_gradient_loss
-from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.models.memory import Room
+from t2cli.svf.policy_gradient import BASELINES, policy_gradient_loss
 from t2cli.training.packing import pack, rollout_logp
+from t2cli.training.policy import policy_of
 from t2cli.training.rollouts import Rollouts, collect
 
 if TYPE_CHECKING:
@@ -43,53 +46,59 @@ class StepResult:
     kl: float
     gradient_norm: float
     learning_rate: float
-    informative: float  # share of prompts whose rollouts were not all right or all wrong
+    informative: float  # share of prompts that had an advantage: rollouts not all right or all wrong, with a baseline
     tokens: int = 0  # generated
     sampling_seconds: float = 0.0
 
 
+# Equal as long as their own weight decay is 0; what decays the numbers is in `step`.
+OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
 class Trainer:
-    """Owns z as one flat parameter (parameters,), its optimiser and the learning-rate schedule."""
+    """Moves the policy's flat parameter (parameters,); owns its optimiser and the learning-rate schedule."""
 
     def __init__(self, adapted: AdaptedModel, config: TrainConfig) -> None:
         self.adapted = adapted
         self.config = config
-        self.ranks = adapted.ranks
-        self.flat = nn.Parameter(torch.ones(sum(self.ranks.values()), device=adapted.base.device))
-        self.optimizer = torch.optim.AdamW([self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.99))
+        self.policy = policy_of(adapted, config)
+        self.flat = self.policy.flat
+        kind = OPTIMIZERS[config.optimizer]
+        self.optimizer = kind([self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, config.beta2))
         self.steps_done = 0
-        self._z: ZVectors | None = None
-
-    def z(self) -> ZVectors:
-        """Return a copy of the current z; the same object until the next update, so that it is folded once."""
-        if self._z is None:
-            self._z = ZVectors({name: z.detach().cpu() for name, z in unflatten(self.flat, self.ranks).items()})
-        return self._z
+        self.sampled_at_once = Room(config.prompts_per_step * config.group, "rollouts")
+        self.trained_at_once = Room(config.micro_batch, "prompts in the gradient")
+        self.rooms = (self.sampled_at_once, self.trained_at_once)
 
     def restore(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on after `step` with the z, exp_avg and exp_avg_sq (parameters,) of a checkpoint."""
+        """Go on after `step` with the numbers z, exp_avg and exp_avg_sq (parameters,) of a checkpoint."""
         with torch.no_grad():
             self.flat.copy_(tensors["z"])
-        self._z, self.steps_done = None, step
+        self.policy.changed()
+        self.steps_done = step
         if step:
             moments = {name: tensors[name].to(self.flat.device) for name in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[self.flat] = {"step": torch.tensor(float(step)), **moments}
 
     def learning_rate(self, step: int) -> float:
-        """Return the rate of update `step` (from 0): linear warm-up, then a cosine down to the final share."""
+        """Return the rate of update `step` (from 0): linear warm-up, then constant or a cosine to the final share."""
         config = self.config
         if step < config.warmup_steps:
             return config.learning_rate * (step + 1) / config.warmup_steps
+        if config.schedule == "constant":
+            return config.learning_rate
         progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         low = config.final_learning_rate
         return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
-        """Answer the examples with the current z, and update it once from the rewards."""
+        """Answer the examples as the policy, and update it once from the rewards."""
         started = time.monotonic()
-        rollouts = collect(self.adapted, task, examples, self.z(), self.config, generator)
+        with self.policy.answering():
+            rollouts = collect(self.policy.text_model, task, examples, self.config, generator, self.sampled_at_once)
         sampled = time.monotonic() - started
-        return replace(self.step(rollouts), tokens=rollouts.tokens, sampling_seconds=sampled)
+        (tokens,) = self.adapted.team.total(rollouts.tokens)
+        return replace(self.step(rollouts), tokens=round(tokens), sampling_seconds=sampled)
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint keeps of the optimiser: exp_avg and exp_avg_sq (parameters,)."""
@@ -97,15 +106,18 @@ class Trainer:
         return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
 
     def step(self, rollouts: Rollouts) -> StepResult:
-        """Update z once from the rollouts. Raises T2Error if the gradient is not finite, leaving z as it was."""
-        advantages = leave_one_out(rollouts.rewards)
-        self.optimizer.zero_grad(set_to_none=True)
-        kl_sum, informative = 0.0, 0
-        for part in self._parts(advantages):
-            kl_sum += self._accumulate(rollouts, advantages, part) * len(part)
-            informative += len(part)
-        if self.flat.grad is None:  # nothing to learn from this step
-            self.flat.grad = torch.zeros_like(self.flat)
+        """Update once from the rollouts. Raises T2Error if the gradient is not finite, leaving all as it was."""
+        team, advantages = self.adapted.team, BASELINES[self.config.baseline](rollouts.rewards)
+        informative = (advantages != 0).any(dim=1).nonzero().flatten().tolist()  # the prompts that teach something
+        reward, count, prompts, teaching = team.total(
+            float(rollouts.rewards.sum()), rollouts.rewards.numel(), len(rollouts.prompts), len(informative)
+        )
+        self.flat.grad = torch.zeros_like(self.flat)
+        found = self.trained_at_once.over(
+            informative, lambda part: self._accumulate(rollouts, advantages, list(part), round(count))
+        )
+        kl, tokens = team.total(sum(kl for kl, _ in found), sum(tokens for _, tokens in found))
+        team.add(self.flat.grad)
         norm = float(nn.utils.clip_grad_norm_([self.flat], self.config.max_gradient_norm))
         if not math.isfinite(norm):
             raise T2Error(
@@ -116,48 +128,47 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if self.config.weight_decay:  # towards the base, z = 1, not towards 0
+        if self.config.weight_decay:  # towards the base, where z is 1, not towards 0
             with torch.no_grad():
-                self.flat.sub_((self.flat - 1) * (rate * self.config.weight_decay))
+                self.flat.sub_((self.flat - self.policy.origin) * (rate * self.config.weight_decay))
         self.steps_done += 1
-        self._z = None
-        self.adapted.release()  # W' of the z before
+        self.policy.changed()
         return StepResult(
-            reward=float(rollouts.rewards.mean()),
-            kl=kl_sum / max(1, informative),
+            reward=reward / count,
+            kl=kl / max(1, tokens),
             gradient_norm=norm,
             learning_rate=rate,
-            informative=informative / len(rollouts.prompts),
+            informative=teaching / prompts,
         )
 
-    def _parts(self, advantages: torch.Tensor) -> Iterator[list[int]]:
-        """Yield the informative prompts, a micro-batch at a time."""
-        rows = (advantages != 0).any(dim=1).nonzero().flatten().tolist()
-        for start in range(0, len(rows), self.config.micro_batch):
-            yield rows[start : start + self.config.micro_batch]
+    def _accumulate(
+        self, rollouts: Rollouts, advantages: torch.Tensor, part: list[int], count: int
+    ) -> tuple[float, float]:
+        """Add the gradient of some prompts' rollouts, out of `count`; return the sum of their KL and of their tokens.
 
-    def _accumulate(self, rollouts: Rollouts, advantages: torch.Tensor, part: list[int]) -> float:
-        """Add the gradient of some prompts' rollouts; return their mean KL per token."""
-        model, device = self.adapted.model, self.adapted.base.device
+        Nothing is added where memory runs out on the way.
+        """
+        model, device, coefficient = self.adapted.model, self.adapted.base.device, self.config.kl_coefficient
         groups = [[completion.ids for completion in rollouts.groups[row]] for row in part]
         packed = pack([rollouts.prompts[row] for row in part], groups, device)
-        with torch.no_grad(), self.adapted.reference():
-            reference_logp = rollout_logp(model, packed)
-        with torch.enable_grad(), self._policy():
+        reference_logp = None
+        if coefficient:
+            with torch.no_grad(), self.policy.reference():
+                reference_logp = rollout_logp(model, packed)
+        with torch.enable_grad(), self.policy.differentiable():
             logp = rollout_logp(model, packed)
+            if reference_logp is None:
+                reference_logp = logp.detach()  # k3 and its gradient are 0
             loss = policy_gradient_loss(
                 logp.flatten(0, 1),
                 reference_logp.flatten(0, 1),
                 packed.mask.flatten(0, 1),
                 advantages[part].flatten().to(device),
-                kl_coefficient=self.config.kl_coefficient,
-                rollouts=rollouts.rewards.numel(),
+                kl_coefficient=coefficient,
+                rollouts=count,
             )
-            loss.total.backward()  # type: ignore[no-untyped-call]
-        return float(loss.kl)
-
-    def _policy(self) -> AbstractContextManager[None]:
-        """Answer as the current z, with gradients that reach it."""
-        vectors = unflatten(self.flat, self.ranks)
-        exact = all(layer.weight.dtype in (torch.float32, torch.float64) for layer in self.adapted.layers.values())
-        return self.adapted.trained(self.z(), vectors) if exact else self.adapted.with_tensors(vectors)
+            gradient = self.policy.gradient_of(loss.total)
+        assert self.flat.grad is not None
+        self.flat.grad += gradient
+        tokens = float(packed.mask.sum())
+        return float(loss.kl) * tokens, tokens

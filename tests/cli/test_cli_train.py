@@ -130,6 +130,52 @@ def test_people_get_one_line_with_the_gain_and_quiet_is_quiet(train: Callable, t
     assert not (tmp_path / "home" / "registry").exists()
 
 
+def test_a_lora_is_trained_in_the_same_way_and_stays_in_the_runs_folder(train: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    result = train("--adapter", "lora", "--rank", "4", "--steps", "10", "--learning-rate", "0.003", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert list(record) == FIELDS
+    (folder,) = runs(tmp_path)
+    assert (record["expert"], record["digest"], record["path"]) == ("", "", str(folder / "adapter"))
+    assert (folder / "adapter" / "adapter_config.json").is_file()
+    assert record["evaluation"][0]["gain"] > 0
+    assert published() == []
+    assert "LoRA of rank 4: " in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        f"a LoRA is no expert of the registry; PEFT loads it from {folder / 'adapter'}"
+    )
+    assert RunFolder(folder).spec().config == preset("t2", adapter="lora", rank=4, steps=10, learning_rate=0.003)
+
+
+def test_a_lora_without_peft_is_refused_before_anything_is_written(
+    train: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused(train("--adapter", "lora"), 1, "needs peft", "[lora]")
+    assert runs(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--trainer", "evolution"), ("--preset", "paper"), ("--preset", "reference")], ids=" ".join
+)
+def test_other_presets_and_trainers_run(arguments: tuple[str, ...], train: Callable, tmp_path: Path) -> None:
+    result = train(*arguments, "--steps", "2", "--quiet")
+    (folder,) = runs(tmp_path)
+    config = RunFolder(folder).spec().config
+    assert (config.preset, config.trainer) == (
+        (arguments[1], "policy-gradient") if arguments[0] == "--preset" else ("t2", "evolution")
+    )
+    state = RunFolder(folder).load()
+    assert state is not None
+    assert state.step == 2
+    if result.exit_code == 0:
+        (entry,) = published()
+        assert LocalRegistry([t2_home() / "registry"]).verify(entry) == []
+    else:
+        assert "no checkpoint was better" in result.stderr, result.stderr
+
+
 def test_ctrl_c_says_what_is_saved_and_resume_finishes(
     run: Callable, options: list[str], tmp_path: Path, counting_folder: Path
 ) -> None:
@@ -235,6 +281,12 @@ def test_nothing_better_than_the_base_publishes_nothing(train: Callable, refused
     ("arguments", "code", "said"),
     [
         (["--preset", "t3"], 3, ["'t3'", "t2"]),
+        (["--preset", "papper"], 3, ["'papper'", "did you mean paper"]),
+        (["--adapter", "dora"], 2, ["'dora'", "'lora'"]),
+        (["--trainer", "genetic"], 2, ["'genetic'", "'evolution'"]),
+        (["--rank", "8"], 2, ["--rank is for a LoRA", "--adapter lora"]),
+        (["--adapter", "lora", "--rank", "0"], 2, ["--rank"]),
+        (["--adapter", "lora", "--trainer", "evolution"], 2, ["evolution needs the adapter svf"]),
         (["--name", "My Expert"], 2, ["'My Expert'"]),
         (["--learning-rate", "nan"], 2, ["--learning-rate"]),
         (["--learning-rate", "inf"], 2, ["--learning-rate"]),
@@ -297,3 +349,50 @@ def test_the_settings_a_run_saves_are_all_of_them(begun: Callable[..., RunFolder
     config = begun(seed=9).spec().config
     assert isinstance(config, TrainConfig)
     assert config == preset("t2", steps=10, learning_rate=0.03, seed=9)
+
+
+def test_events_a_picture_and_a_curve(train: Callable, run: Callable, options: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("matplotlib")
+    result = train(*FAST, "--tensorboard", "--plot", tmp_path / "curve.png", "--patience", "9")
+    assert result.exit_code == 0, result.stderr
+    (folder,) = runs(tmp_path)
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "accuracy in validation (right)" in result.stderr
+    assert RunFolder(folder).spec().config.patience == 9
+    shown = run("curve", "divisors@1", *options[2:])
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout in result.stderr
+
+
+def test_without_tensorboard_it_says_how_to_get_it(
+    train: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    refused(train("--tensorboard"), 1, "tensorboard, which is not installed", "t2cli[tensorboard]")
+    assert runs(tmp_path) == []
+
+
+def test_torchrun_publishes_once_and_one_process_talks(options: list[str], tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "t2cli"]
+    command = [*launch, "train", *options, *FAST, "--json", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    (entry,) = published()
+    assert json.loads(result.stdout)["digest"] == entry.digest  # one object: it would not parse otherwise
+    assert [line.split()[1] for line in result.stderr.splitlines() if line.startswith("step ")] == [
+        f"{step}/10" for step in range(1, 11)
+    ]
+    (folder,) = runs(tmp_path)
+    assert RunFolder(folder).published == entry.reference
+
+
+def test_torchrun_and_spread_are_not_for_each_other(
+    train: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, str(value))
+    refused(train("--device", "spread"), 2, "spread is for one process", "torchrun")
+    assert runs(tmp_path) == []

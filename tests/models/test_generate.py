@@ -12,7 +12,7 @@ from t2cli.config import SamplingConfig
 from t2cli.errors import T2Error
 from t2cli.models import generate as module
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.generate import Completion, choose, common_prefix, generate, greedy_in_batches, left_padded
+from t2cli.models.generate import Completion, choose, common_prefix, draw, generate, greedy_in_batches, left_padded
 from t2cli.svf.zvector import ZVectors
 
 Adapt = Callable[..., AdaptedModel]
@@ -34,6 +34,10 @@ def transformers_own(adapted: AdaptedModel, prompt: list[int], count: int = 20) 
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=count, do_sample=False
     )
     return output[0, len(prompt) :].tolist()
+
+
+def uniform(rows: int) -> torch.Tensor:
+    return torch.rand(rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def with_eos(adapted: AdaptedModel, *tokens: int) -> None:
@@ -199,6 +203,19 @@ def test_same_seed_same_tokens(adapt: Adapt) -> None:
     assert len({tuple(tokens) for tokens in sample(1)}) > 6  # copies are different draws
 
 
+def test_what_a_row_says_does_not_depend_on_the_rows_beside_it(adapt: Adapt) -> None:
+    adapted = adapt(double=True)
+    sampling = SamplingConfig(max_new_tokens=12, temperature=1.0)
+    draws = draw(6, sampling, torch.Generator().manual_seed(3))
+    together = generate(adapted, UNLIKE, sampling, copies=2, draws=draws)
+    assert together == generate(adapted, UNLIKE, sampling, copies=2, generator=torch.Generator().manual_seed(3))
+    rows = [prompt for prompt in UNLIKE for _ in range(2)]
+    assert len({completion.ids for completion in together}) > 3
+    for start, end in ((0, 1), (1, 4), (4, 6)):
+        assert generate(adapted, rows[start:end], sampling, draws=draws[start:end]) == together[start:end]
+    assert generate(adapted, rows[:2], sampling, draws=draws[[1, 0]]) == [together[1], together[0]]
+
+
 def test_sampling_leaves_the_global_random_state_alone(adapt: Adapt) -> None:
     state = torch.random.get_rng_state()
     sampling = SamplingConfig(max_new_tokens=4, temperature=1.0)
@@ -210,7 +227,7 @@ def test_sampling_leaves_the_global_random_state_alone(adapt: Adapt) -> None:
 def test_draws_follow_the_softmax(temperature: float) -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, -float("inf"), 1.5, -2.0])
     n = 20_000
-    drawn = choose(logits.expand(n, 8), temperature, torch.Generator().manual_seed(0))
+    drawn = choose(logits.expand(n, 8), temperature, uniform(n))
     counts = torch.bincount(drawn, minlength=8).double()
     expected = n * torch.softmax(logits.double() / temperature, dim=0)
     assert counts[5] == 0
@@ -222,7 +239,7 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 def test_each_row_is_drawn_from_its_own_logits() -> None:
     certain = torch.full((3, 5), -1e9)
     certain[[0, 1, 2], [4, 0, 2]] = 0
-    assert choose(certain, 1.0, torch.Generator().manual_seed(0)).tolist() == [4, 0, 2]
+    assert choose(certain, 1.0, uniform(3)).tolist() == [4, 0, 2]
     assert choose(certain, 0.0, None).tolist() == [4, 0, 2]
 
 
@@ -232,7 +249,7 @@ def test_numbers_that_overflowed_are_no_predictions(wrong: float, temperature: f
     logits = torch.zeros(2, 5)
     logits[1, 3] = wrong
     with pytest.raises(T2Error, match="finite") as caught:
-        choose(logits, temperature, torch.Generator().manual_seed(0))
+        choose(logits, temperature, uniform(2))
     assert caught.value.hint
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -13,26 +13,37 @@ from hypothesis import strategies as st
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.tasks import sampling
-from t2cli.tasks.sampling import SPLITS, apportion, draw, split_of, stream_seed
-from t2cli.tasks.spec import TaskSpec
+from t2cli.tasks.sampling import SPLITS, Item, apportion, draw, split_of, stream_seed
+from t2cli.tasks.spec import Row, TaskSpec
 
 
-def counted(dataset: str, config: Mapping[str, object], seed: int) -> Iterator[tuple[str, str]]:
+class Counted:
     """A source with `config["kinds"]`-many questions, met at random and without end."""
-    rng = random.Random(seed)
-    while True:
-        i = rng.randrange(int(str(config["kinds"])))
-        yield f"{dataset} {i}?", str(i)
+
+    finite = False
+
+    def __init__(self, spec: TaskSpec) -> None:
+        pass
+
+    def stream(self, row: Row, split: str, seed: int) -> Iterator[Item]:
+        rng = random.Random(seed)
+        while True:
+            i = rng.randrange(int(str(row.config["kinds"])))
+            yield Item(f"{row.dataset} {i}?", str(i))
 
 
-def finite(dataset: str, config: Mapping[str, object], seed: int) -> Iterator[tuple[str, str]]:
+class Finite(Counted):
     """A source that ends."""
-    return iter([(f"{dataset} {i}?", str(i)) for i in range(20)])
+
+    finite = True
+
+    def stream(self, row: Row, split: str, seed: int) -> Iterator[Item]:
+        return iter([Item(f"{row.dataset} {i}?", str(i)) for i in range(20)])
 
 
 @pytest.fixture(autouse=True)
 def sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {"counted": f"{__name__}:counted", "finite": f"{__name__}:finite"}
+    table = {"counted": f"{__name__}:Counted", "finite": f"{__name__}:Finite"}
     monkeypatch.setattr(sampling, "SOURCES", table)
     monkeypatch.setattr("t2cli.tasks.spec.SOURCES", table)
 

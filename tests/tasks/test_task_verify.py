@@ -68,6 +68,31 @@ NUMBERS = [
     ("42km", 42),
     ("42 m^2", 42),
     ("42nd", 42),
+    ("72 km", 72),
+    ("It takes 72 km/h.", 72),
+    ("$18", 18),
+    ("$18.00 per day", 18),
+    ("18 USD", 18),
+    ("US$1,018.50", Fraction(101850, 100)),
+    ("5 apples", 5),
+    ("She has 5 apples left.", 5),
+    ("3.5 kg", Fraction(7, 2)),
+    ("-5 °C", -5),
+    ("90°", 90),
+    (r"90^\circ", 90),
+    (r"50\%", 50),
+    (r"42 \text{ m}", 42),
+    (r"42 \text{ cm}^2", 42),
+    (r"42 \text{ cm}^{2}", 42),
+    ("42 m^{2}", 42),
+    ("42 m²", 42),
+    ("2^{3}", 3),
+    ("1/2 kg", Fraction(1, 2)),
+    ("2 1/2 cups", Fraction(5, 2)),
+    ("-2 1/2", Fraction(-5, 2)),
+    ("1. 1/2", Fraction(1, 2)),
+    ("2, 1/2", Fraction(1, 2)),
+    ("2 3/2", Fraction(3, 2)),
     # Markdown and LaTeX
     ("**42**", 42),
     ("**-42**", -42),
@@ -142,6 +167,7 @@ def test_any_text_is_judged_without_an_error(text: str) -> None:
         ("number", "4"),
         ("yesno", "Yes"),
         ("choice", "B"),
+        ("choice", "2"),
         ("exact", "a b"),
         ("word", "Chad"),
     ]:
@@ -206,6 +232,9 @@ def test_yesno(answer: str, completion: str, right: bool) -> None:
         ("B.", "B"),
         ("B) Paris", "B"),
         ("B. Paris", "B"),
+        ("B.5", None),
+        ("2", None),
+        ("The answer is 2.", None),
         ("**B**", "B"),
         ("**B. Paris**", "B"),
         ("The answer is B", "B"),
@@ -232,6 +261,26 @@ def test_yesno(answer: str, completion: str, right: bool) -> None:
 )
 def test_choice_reads_one_letter(completion: str, letter: str | None) -> None:
     assert [each for each in "ABCDE" if choice(each, completion)] == ([letter] if letter else [])
+
+
+@pytest.mark.parametrize(
+    ("completion", "number"),
+    [
+        ("2", 2),
+        ("B", 2),
+        ("(2)", 2),
+        ("2. Paris", 2),
+        ("The answer is 2", 2),
+        ("The answer is (B).", 2),
+        ("The answer is 2.5", None),
+        ("It weighs 2 kg", None),
+        ("(1) or (2)", None),
+        ("(2), which is B)", 2),
+        ("6", None),
+    ],
+)
+def test_choice_reads_a_number_where_the_choices_are_numbered(completion: str, number: int | None) -> None:
+    assert [i for i in range(1, 6) if choice(str(i), completion)] == ([number] if number else [])
 
 
 @pytest.mark.parametrize(

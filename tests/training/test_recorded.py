@@ -50,8 +50,8 @@ def test_a_missing_setting_is_todays_default_and_named(missing: str) -> None:
 
 
 def test_unknown_settings_are_named_with_the_version_that_wrote_them() -> None:
-    with pytest.raises(T2Error, match=r"math@1 .*: elite, population") as caught:
-        settings_of(record(TrainConfig(), population=8, elite=0.5), "math@1")
+    with pytest.raises(T2Error, match=r"math@1 .*: elite, temper") as caught:
+        settings_of(record(TrainConfig(), temper=8, elite=0.5), "math@1")
     assert "0.0.9" in caught.value.hint
 
 
@@ -92,3 +92,9 @@ def test_the_experts_that_ship_say_how_they_were_trained() -> None:
         training = entries[name].manifest.training
         assert training is not None
         assert settings_of(training, name).config == replace(TrainConfig(), steps=steps)
+
+
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    for changes in ({"group": 1}, {"trainer": "genetic"}, {"adapter": "lora"}):
+        with pytest.raises(CorruptArtifactError, match=r"math@1: training\.config cannot be"):
+            settings_of(record(TrainConfig(), **changes), "math@1")

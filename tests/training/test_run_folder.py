@@ -130,6 +130,9 @@ CONFIG = json.loads(changed())["config"]
         changed(task=None),
         changed(task=7),
         changed(extra="x"),
+        changed(data="x"),
+        changed(data={"train": 3}),
+        changed(reward=["x"]),
         changed(config=None),
         changed(config="x"),
         changed(config={**CONFIG, "steps": "60"}),
@@ -137,6 +140,10 @@ CONFIG = json.loads(changed())["config"]
         changed(config={**CONFIG, "learning_rate": True}),
         changed(config={**CONFIG, "learning_rate": "fast"}),
         changed(config={**CONFIG, "extra": 1}),
+        changed(config={**CONFIG, "trainer": "genetic"}),
+        changed(config={**CONFIG, "adapter": 7}),
+        changed(config={**CONFIG, "population": "x", "trainer": "evolution"}),
+        changed(config={**CONFIG, "group": 1}),
     ],
 )
 def test_a_damaged_run_file_is_refused(text: str, folder: RunFolder) -> None:
@@ -149,6 +156,24 @@ def test_a_damaged_run_file_is_refused(text: str, folder: RunFolder) -> None:
 def test_a_whole_number_is_a_float_too(folder: RunFolder) -> None:
     (folder.path / "run.json").write_text(changed(config={**CONFIG, "learning_rate": 1}))
     assert folder.spec().config.learning_rate == 1
+
+
+def test_a_run_of_an_earlier_t2_has_no_data_of_its_own(folder: RunFolder) -> None:
+    (folder.path / "run.json").write_text(changed(data=None, reward=None, revisions=None))
+    assert folder.spec() == SPEC
+
+
+# of run.json before there were presets besides `t2`
+FIRST_SETTINGS = (
+    *("preset", "steps", "prompts_per_step", "group", "temperature", "learning_rate", "warmup_steps"),
+    *("final_learning_rate", "kl_coefficient", "max_gradient_norm", "weight_decay", "micro_batch", "validate_every"),
+    *("validation_examples", "evaluation_examples", "selection", "seed"),
+)
+
+
+def test_a_run_of_before_goes_on_as_it_began(folder: RunFolder) -> None:
+    (folder.path / "run.json").write_text(changed(config={key: CONFIG[key] for key in FIRST_SETTINGS}))
+    assert folder.spec() == SPEC
 
 
 def test_the_newest_unfinished_run_is_resumed(folder: RunFolder) -> None:

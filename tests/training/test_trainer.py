@@ -24,7 +24,8 @@ UNCLIPPED = replace(SMALL, max_gradient_norm=1e9)
 def rollouts_of(adapted: AdaptedModel, z: ZVectors, *, step: int = 0, prompts: int = 8) -> Rollouts:
     task = OddTask()
     generator = torch.Generator().manual_seed(step)
-    return collect(adapted, task, task.examples("train", prompts, step), z, SMALL, generator)
+    with adapted.use_z(z):
+        return collect(adapted, task, task.examples("train", prompts, step), SMALL, generator)
 
 
 def shifted(trainer: Trainer, seed: int = 0) -> Trainer:
@@ -44,18 +45,17 @@ def test_rewards_rise(counting: AdaptedModel) -> None:
     trainer, task = Trainer(counting, replace(SMALL, steps=20)), OddTask()
     held_out = task.examples("validation", 32, 0)
     before = sum(right_answers(counting, task, held_out, None))
-    rewards = [
-        trainer.step(rollouts_of(counting, trainer.z(), step=step)).reward for step in range(trainer.config.steps)
-    ]
+    steps, z = range(trainer.config.steps), trainer.policy.z
+    rewards = [trainer.step(rollouts_of(counting, z(), step=step)).reward for step in steps]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.6, rewards
-    assert sum(right_answers(counting, task, held_out, trainer.z())) > before
+    assert sum(right_answers(counting, task, held_out, trainer.policy.z())) > before
 
 
 def test_the_gradient_is_that_of_separate_rows(counting: AdaptedModel) -> None:
     counting.model.double()
     config = replace(UNCLIPPED, kl_coefficient=0.7, micro_batch=3)
     trainer = shifted(Trainer(counting, config))
-    rollouts = rollouts_of(counting, trainer.z(), prompts=6)
+    rollouts = rollouts_of(counting, trainer.policy.z(), prompts=6)
     assert 0 < int((rollouts.rewards.std(dim=1) > 0).sum()) < 6  # some prompts teach something, some do not
 
     z = trainer.flat.detach().clone().requires_grad_()
@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_separate_rows(counting: AdaptedModel) -> None:
 
 
 def test_micro_batches_change_nothing_but_rounding(counting: AdaptedModel) -> None:
-    rollouts = rollouts_of(counting, shifted(Trainer(counting, SMALL)).z())
+    rollouts = rollouts_of(counting, shifted(Trainer(counting, SMALL)).policy.z())
     steps = []
     for micro_batch in (1, 3, 100):
         trainer = shifted(Trainer(counting, replace(SMALL, micro_batch=micro_batch)))
@@ -97,7 +97,7 @@ def test_micro_batches_change_nothing_but_rounding(counting: AdaptedModel) -> No
 
 def test_a_step_is_a_step_of_adam_on_the_clipped_gradient(counting: AdaptedModel) -> None:
     trainer = Trainer(counting, SMALL)
-    rollouts = rollouts_of(counting, trainer.z())
+    rollouts = rollouts_of(counting, trainer.policy.z())
     result = trainer.step(rollouts)
     assert trainer.flat.grad is not None
     assert result.gradient_norm > SMALL.max_gradient_norm  # else this tests no clipping
@@ -122,7 +122,7 @@ def test_learning_rate_rises_to_its_full_value_and_falls_to_its_share(counting: 
 
 def test_prompts_that_teach_nothing_are_left_out(counting: AdaptedModel) -> None:
     trainer = shifted(Trainer(counting, UNCLIPPED))
-    both = rollouts_of(counting, trainer.z(), prompts=2)
+    both = rollouts_of(counting, trainer.policy.z(), prompts=2)
     mixed = torch.tensor([[1.0, -1.0, -1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]])
     one = Rollouts(both.prompts[:1], both.groups[:1], mixed[:1])
     alone = gradient(shifted(Trainer(counting, UNCLIPPED)), one)
@@ -133,11 +133,24 @@ def test_prompts_that_teach_nothing_are_left_out(counting: AdaptedModel) -> None
     assert result.reward == -0.5
 
 
+def test_equal_rewards_cost_no_pass_through_the_model(counting: AdaptedModel) -> None:
+    trainer = Trainer(counting, SMALL)
+    rollouts = rollouts_of(counting, trainer.policy.z(), prompts=3)
+    read: list[int] = []
+    counting.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    equal, mixed = [1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0]
+    trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.tensor([equal, [-1.0] * 4, equal])))
+    assert read == []
+    trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.tensor([equal, mixed, equal])))
+    answers = sum(len(completion.ids) for completion in rollouts.groups[1])
+    assert read == [len(rollouts.prompts[1]) + answers] * 2  # the base's pass and the policy's; nothing is padded
+
+
 @pytest.mark.parametrize("reward", [1.0, -1.0])
 def test_a_step_that_teaches_nothing_leaves_z(reward: float, counting: AdaptedModel) -> None:
     trainer = shifted(Trainer(counting, SMALL))
     before = trainer.flat.detach().clone()
-    rollouts = rollouts_of(counting, trainer.z(), prompts=2)
+    rollouts = rollouts_of(counting, trainer.policy.z(), prompts=2)
     result = trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.full((2, 4), reward)))
     assert torch.equal(trainer.flat, before)
     assert (result.informative, result.gradient_norm, result.kl, result.reward) == (0.0, 0.0, 0.0, reward)
@@ -145,7 +158,7 @@ def test_a_step_that_teaches_nothing_leaves_z(reward: float, counting: AdaptedMo
 
 def test_a_gradient_that_is_not_finite_leaves_everything(counting: AdaptedModel) -> None:
     trainer = Trainer(counting, SMALL)
-    rollouts = rollouts_of(counting, trainer.z())
+    rollouts = rollouts_of(counting, trainer.policy.z())
     trainer.step(rollouts)
     z = trainer.flat.detach().clone()
     moments = {name: tensor.clone() for name, tensor in trainer.optimizer.state[trainer.flat].items()}
@@ -163,7 +176,7 @@ def test_a_gradient_that_is_not_finite_leaves_everything(counting: AdaptedModel)
 def test_weight_decay_pulls_towards_the_base(counting: AdaptedModel) -> None:
     trainer = shifted(Trainer(counting, replace(SMALL, weight_decay=0.5)))
     before = trainer.flat.detach().clone()
-    rollouts = rollouts_of(counting, trainer.z(), prompts=2)
+    rollouts = rollouts_of(counting, trainer.policy.z(), prompts=2)
     rate = trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.ones(2, 4))).learning_rate
     assert torch.allclose(trainer.flat - 1, (before - 1) * (1 - 0.5 * rate), atol=1e-6)
 
@@ -172,7 +185,7 @@ def test_no_step_touches_the_base(counting: AdaptedModel) -> None:
     before = {name: tensor.clone() for name, tensor in counting.model.state_dict().items()}
     trainer = Trainer(counting, SMALL)
     for step in range(2):
-        trainer.step(rollouts_of(counting, trainer.z(), step=step))
+        trainer.step(rollouts_of(counting, trainer.policy.z(), step=step))
     for name, tensor in counting.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(layer.z is None and layer.folded is None for layer in counting.layers.values())
@@ -188,16 +201,16 @@ def test_one_set_of_folded_weights_serves_a_step_and_none_outlives_it(counting: 
 
     trainer = Trainer(counting, SMALL)
     before = live()
-    with counting.use_z(trainer.z()):
+    with counting.use_z(trainer.policy.z()):
         assert live() > before  # this way of counting sees folded weights
     counting.release()
     assert live() == before
-    rollouts = rollouts_of(counting, trainer.z())
+    rollouts = rollouts_of(counting, trainer.policy.z())
     held = {name: layer.folded for name, layer in counting.layers.items()}
     assert set(held.values()) == {None}
-    with counting.use_z(trainer.z()):
+    with counting.use_z(trainer.policy.z()):
         sampled_with = {name: layer.folded for name, layer in counting.layers.items()}
-    with trainer._policy():
+    with trainer.policy.differentiable():
         assert {name: layer.folded for name, layer in counting.layers.items()} == sampled_with
     del sampled_with
     assert live() > before
@@ -207,14 +220,14 @@ def test_one_set_of_folded_weights_serves_a_step_and_none_outlives_it(counting: 
 
 def test_z_is_a_copy(counting: AdaptedModel) -> None:
     trainer = Trainer(counting, SMALL)
-    z = trainer.z()
+    z = trainer.policy.z()
     trainer.step(rollouts_of(counting, z))
     assert torch.equal(z.flat(), torch.ones(z.parameters))
-    assert not torch.equal(trainer.z().flat(), z.flat())
+    assert not torch.equal(trainer.policy.z().flat(), z.flat())
 
 
 def test_an_answer_that_does_not_end_is_wrong(counting: AdaptedModel) -> None:
-    rollouts = rollouts_of(counting, Trainer(counting, SMALL).z(), prompts=16)
+    rollouts = rollouts_of(counting, Trainer(counting, SMALL).policy.z(), prompts=16)
     task = OddTask()
     ended = [completion.ended for group in rollouts.groups for completion in group]
     assert {True, False} <= set(ended)

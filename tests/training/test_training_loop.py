@@ -20,9 +20,10 @@ from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.vectors import read_z, z_to_bytes
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example
-from t2cli.training.checkpoint import new_run, run_to_resume
-from t2cli.training.loop import SHOWN_FROM, Trained, TrainingRun, check_examples
+from t2cli.training.checkpoint import RunState, new_run, run_to_resume
+from t2cli.training.loop import TrainingRun, check_examples
 from t2cli.training.metrics import Silent, StepRecord
+from t2cli.training.publish import SHOWN_FROM, Trained
 
 Open = Callable[[], AdaptedModel]
 TIMES = ("seconds", "elapsed", "eta", "tokens_per_second")
@@ -135,7 +136,7 @@ def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: Loca
     class Watching(Silent):
         def step(self, record: StepRecord) -> None:
             assert record.validation is not None
-            seen.append((record.validation, z_to_bytes(run.trainer.z())))
+            seen.append((record.validation, z_to_bytes(run.trainer.policy.z())))
 
     run = start(counting, config, listener=Watching())
     trained = run.run(registry)
@@ -272,3 +273,67 @@ def test_z_on_disk_is_the_vector_that_was_trained(whole: tuple[Trained, Training
     z = read_z(whole[0].entry)
     assert isinstance(z, ZVectors)
     assert float((z.flat() - 1).abs().max()) > 0.01
+
+
+class Noting(Heard):
+    """A listener that keeps the lines, too."""
+
+    def __init__(self, *, after_step: int | None = None) -> None:
+        super().__init__(after_step=after_step)
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+WILD = replace(SMALL, steps=12, learning_rate=0.4, validate_every=1, patience=2)  # gets better, and worse again
+
+
+def test_a_run_ends_when_no_better_checkpoint_comes(open_counting: Open, registry: LocalRegistry) -> None:
+    heard = Noting()
+    run = start(open_counting(), WILD, listener=heard)
+    trained = run.run(registry)
+    seen = [record.validation or 0.0 for record in run.folder.metrics.read()]
+    best = max(range(len(seen)), key=lambda index: seen[index])
+    assert len(seen) == best + 1 + WILD.patience == trained.steps < WILD.steps
+    assert heard.notes[-1] == (
+        f"ended early, after step {trained.steps}: none of the last 2 validations found a better checkpoint than "
+        f"that of step {best + 1}"
+    )
+    assert run.folder.finished
+    long = start(open_counting(), replace(WILD, patience=0)).run(registry)
+    assert long.steps == WILD.steps
+
+
+def test_patience_survives_an_interrupt(open_counting: Open, registry: LocalRegistry) -> None:
+    whole_run = start(open_counting(), WILD)
+    whole = whole_run.run(registry)
+    for step in (whole.steps - 1, whole.steps):  # with one validation to go, and when it has ended
+        first = start(open_counting(), WILD, listener=Heard(after_step=step))
+        assert_same(*resumed(first, open_counting, registry), whole, whole_run)
+
+
+def test_a_run_that_never_gets_better_ends_early_with_nothing(counting: AdaptedModel, registry: LocalRegistry) -> None:
+    heard = Noting()
+    run = start(counting, replace(WILD, learning_rate=0.0), listener=heard)
+    with pytest.raises(T2Error, match="no checkpoint was better"):
+        run.run(registry)
+    assert heard.notes[-1].endswith("found a better checkpoint than the base")
+    assert len(run.folder.metrics.read()) == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(open_counting: Open, registry: LocalRegistry) -> None:
+    """What had no patience and no sizes yet is read as if it had the defaults."""
+    first = start(open_counting(), listener=Heard(after_step=2))
+    with pytest.raises(KeyboardInterrupt):
+        first.run(registry)
+    state = first.folder.load()
+    assert state is not None
+    assert replace(state, stale=0, at_once=[]) == RunState(
+        state.step, state.seconds, state.best_step, state.best_accuracy, state.base_accuracy, state.tensors
+    )
+    run_file = first.folder.path / "run.json"
+    record = json.loads(run_file.read_text())
+    del record["config"]["patience"]
+    run_file.write_text(json.dumps(record))
+    assert first.folder.spec().config == SMALL

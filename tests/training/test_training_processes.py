@@ -18,9 +18,10 @@ from t2cli.training.checkpoint import RunFolder, new_run, run_to_resume
 # Trains, and does what it is told after step 2.
 SCRIPT = """
 import resource, sys, time
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from odd_task import open_base, start
+from odd_task import SMALL, open_base, start
 from t2cli.errors import T2Error
 from t2cli.registry.local import LocalRegistry
 from t2cli.training.metrics import Silent
@@ -33,7 +34,7 @@ class Told(Silent):
         elif record.step == 2:
             time.sleep(60)
 
-run = start(open_base(sys.argv[2]), listener=Told())
+run = start(open_base(sys.argv[2]), replace(SMALL, adapter=sys.argv[5]), listener=Told())
 with run.folder.claimed():
     try:
         run.run(LocalRegistry([Path(sys.argv[3])]))
@@ -54,16 +55,23 @@ def finished_like_a_whole_run(
 ) -> None:
     """Resume the run, and compare its expert with that of a run that nothing interrupted."""
     resumed = start(open_counting(), folder=folder).run(registry)
-    whole = start(open_counting()).run(registry)
+    whole = start(open_counting(), folder.spec().config).run(registry)
     assert resumed.steps == SMALL.steps
-    assert resumed.entry.z_bytes() == whole.entry.z_bytes()
+    if resumed.adapter is None:
+        assert resumed.entry.z_bytes() == whole.entry.z_bytes()
+    else:
+        first, second = (made.adapter / "adapter_model.safetensors" for made in (resumed, whole))
+        assert first.read_bytes() == second.read_bytes()
     assert resumed.evaluation == whole.evaluation
 
 
+@pytest.mark.parametrize("adapter", ["svf", "lora"])
 def test_a_killed_process_loses_nothing(
-    command: list[str], open_counting: Callable[[], AdaptedModel], registry: LocalRegistry
+    adapter: str, command: list[str], open_counting: Callable[[], AdaptedModel], registry: LocalRegistry
 ) -> None:
-    with subprocess.Popen([*command, "wait"], stdout=subprocess.PIPE, text=True) as process:
+    if adapter == "lora":
+        pytest.importorskip("peft")
+    with subprocess.Popen([*command, "wait", adapter], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["step 1\n", "step 2\n"]
         process.kill()
@@ -77,7 +85,7 @@ def test_a_killed_process_loses_nothing(
 def test_a_full_disk_leaves_the_last_checkpoint(
     command: list[str], open_counting: Callable[[], AdaptedModel], registry: LocalRegistry
 ) -> None:
-    process = subprocess.run([*command, "disk full"], capture_output=True, text=True, check=False, timeout=60)
+    process = subprocess.run([*command, "disk full", "svf"], capture_output=True, text=True, check=False, timeout=60)
     assert process.returncode == 1, process.stderr
     *steps, message = process.stdout.splitlines()
     assert steps == ["step 1", "step 2"]

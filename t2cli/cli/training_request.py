@@ -1,0 +1,99 @@
+"""What a call of t2 train asks for: the task, the settings, the run to go on with."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from t2cli.cli.options import DEFAULT_BASE
+from t2cli.cli.output import Output
+from t2cli.config import TrainConfig
+from t2cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from t2cli.tasks.base import Task
+    from t2cli.training.checkpoint import RunFolder, RunSpec
+
+
+class Request(NamedTuple):
+    """A run that was asked for; `home` is the name of the base's folder."""
+
+    task: Task
+    spec: RunSpec
+    home: str
+    unsafe_code: bool
+
+
+def requested(
+    task: str, data: list[str], reward: str, name: str, base: str, config: TrainConfig, out: Output, unsafe_code: bool
+) -> Request:
+    """Return what a run is asked to do.
+
+    Raises for names there are not, and for a task whose answers are programs where there is no sandbox for them.
+    """
+    from t2cli.models.catalog import locate
+    from t2cli.models.identity import identify
+    from t2cli.paths import expanded
+    from t2cli.registry.reference import check_name
+    from t2cli.tasks.base import load_spec, load_task, require_judge, task_names
+    from t2cli.tasks.data_files import parse_data
+    from t2cli.tasks.own_reward import OwnReward, locate_reward
+    from t2cli.training.checkpoint import RunSpec
+
+    files = parse_data(data, load_spec(task).name)
+    place_of_reward = locate_reward(reward) if reward else {}
+    judge = OwnReward.load(place_of_reward) if reward else None
+    known_task = load_task(task, files, reward=judge, unsafe_code=unsafe_code)
+    if require_judge(known_task) and unsafe_code:
+        out.warn("--unsafe-code: programs that the model writes run as you: they can read, change and send your files")
+    check_name(expert := name or known_task.name)
+    place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
+    identity = identify(locate(base, quiet=out.quiet), quiet=out.quiet)
+    spec = RunSpec(place, expert, base, identity.weights, config, files, place_of_reward)
+    return Request(known_task, spec, identity.folder_name, unsafe_code)
+
+
+def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, float | None], out: Output) -> RunSpec:
+    """Return what the run to resume was asked to do.
+
+    Raises UsageError if that was another task; warns of options that were `given` and are not what it began with.
+    """
+    spec = folder.spec()
+    if spec.task != asked.task:
+        raise UsageError(
+            f"the run in {folder.path} is for the task {spec.task}, not for {asked.task}",
+            hint=f"resume it with --task {shlex.quote(spec.task)}, or leave out --resume to start another run",
+        )
+    ignored = [
+        f"--{name.replace('_', '-')} {value:g}"
+        for name, value in given.items()
+        if value is not None and value != getattr(spec.config, name)
+    ]
+    if asked.data and asked.data != spec.data:
+        ignored.append("--data")
+    if asked.reward and asked.reward != spec.reward:
+        ignored.append("--reward")
+    if ignored:
+        out.warn(f"{' and '.join(ignored)} ignored: a run goes on with the settings it began with")
+    return spec
+
+
+def task_of(spec: RunSpec, unsafe_code: bool) -> Task:
+    """Return the task of a run that goes on, with the files and the commits it began with."""
+    from t2cli.tasks.base import load_task
+    from t2cli.tasks.own_reward import OwnReward
+
+    judge = OwnReward.load(spec.reward) if spec.reward else None
+    return load_task(spec.task, spec.data, reward=judge, revisions=spec.revisions, unsafe_code=unsafe_code)
+
+
+def resuming(spec: RunSpec, default_name: str, registry: Path | None, unsafe_code: bool) -> str:
+    """Return the command that goes on with a run."""
+    words = ["t2", "train", "--task", spec.task]
+    words += ["--name", spec.expert] if spec.expert != default_name else []
+    words += ["--base", spec.base] if spec.base != DEFAULT_BASE else []
+    words += ["--registry", str(registry)] if registry is not None else []
+    words += ["--unsafe-code"] if unsafe_code else []
+    return shlex.join([*words, "--resume"])

@@ -1,0 +1,94 @@
+"""The process behind t2cli.tasks.math_reward: a JSON line [answer, completion] in, "true" or "false" out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import re
+import sys
+from typing import Any
+
+MEMORY = 2 << 30  # bytes of address space
+SECONDS = 2  # math-verify's own limits; the other process waits longer than for both
+
+
+def main() -> None:
+    """Judge answers until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library that prints must not answer for us
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows; a limit that is lower already
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    import math_verify  # noqa: F401 - before "ready": it takes a second
+
+    logging.disable()
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        answer, completion = json.loads(line)
+        try:
+            right = same(answer, completion)
+        except Exception:  # a parser met what it was not made for: any class, MemoryError and RecursionError too
+            right = False
+        print(json.dumps(right), file=answers, flush=True)
+
+
+def same(answer: str, completion: str) -> bool:
+    """Tell whether the completion's final formula means the same as the LaTeX `answer`."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    said = final(completion)
+    if not said:
+        return False
+    if plain(said) == plain(answer):  # also names, as in \text{Evelyn}
+        return True
+    gold = _gold(answer)
+    target = parse(f"${said}$", [LatexExtractionConfig()], parsing_timeout=SECONDS)
+    return bool(gold) and bool(verify(gold, target, timeout_seconds=SECONDS))
+
+
+@functools.lru_cache(maxsize=4096)
+def _gold(answer: str) -> Any:
+    from math_verify import LatexExtractionConfig, parse
+
+    return parse(f"${answer.strip().strip('$')}$", [LatexExtractionConfig()], parsing_timeout=SECONDS)
+
+
+def final(completion: str) -> str:
+    r"""Return the one formula that a completion ends in: the last `\boxed{}`, else the last one.
+
+    Without LaTeX's marks: what follows the last "=", ":" or "is" of the last line. Many answers are one long formula,
+    which means something else than any of them.
+    """
+    if (start := completion.rfind("\\boxed{")) >= 0:
+        return _braced(completion[start + len("\\boxed{") :])
+    formulas = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", completion, re.DOTALL)
+    lines = [line for line in completion.splitlines() if line.strip()]
+    text = "".join(formulas[-1]) if formulas else lines[-1] if lines else ""
+    if not formulas:
+        text = re.split(r":|\bis\b", text)[-1]
+    return text.rpartition("=")[2].strip("*` \t").rstrip(".,;*` \t")
+
+
+def _braced(text: str) -> str:
+    """Return `text` up to the brace that closes it; "" if none does."""
+    depth = 1
+    for position, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return text[:position].strip()
+    return ""
+
+
+def plain(text: str) -> str:
+    r"""Return LaTeX without what changes no meaning: white space, `\left`, `\text{}`, `$`."""
+    text = re.sub(r"\\(?:left|right|,|;|!|:| )", "", text.strip().strip("$"))
+    text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", text)
+    return re.sub(r"\s+", "", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""t2 train on tasks whose answers are programs: refused at once without a sandbox, or run as told, and loudly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from t2cli.tasks import sandbox
+
+
+@pytest.fixture
+def without_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sandbox._trial.cache_clear()
+    yield
+    sandbox._trial.cache_clear()
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_without_a_sandbox_it_is_refused_before_a_base_is_even_looked_for(
+    run: Callable[..., Result], refused: Callable[..., None]
+) -> None:
+    result = run("train", "--task", "code", "--base", "/there/is/no/base")
+    refused(result, 1, "only run in a sandbox", "--unsafe-code")
+    # An ordinary task gets as far as the base.
+    assert run("train", "--task", "math", "--base", "/there/is/no/base").exit_code == 3
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_unsafe_code_is_said_once_and_loudly(run: Callable[..., Result], counting_folder: Path) -> None:
+    result = run("train", "--task", "code", "--base", counting_folder, "--steps", "1", "--unsafe-code", "--quiet")
+    # This base writes digits, never a function: it runs to its end, and there is nothing better than the base.
+    assert "no checkpoint was better" in result.stderr
+    assert result.stderr.count("--unsafe-code: programs that the model writes run as you") == 1
+    math = run("train", "--task", "math", "--base", "/there/is/no/base", "--unsafe-code")
+    assert "run as you" not in math.stderr

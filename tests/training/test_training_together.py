@@ -1,0 +1,143 @@
+"""Training in two processes started by torchrun: the same z as one process makes, and an end with those that die."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from odd_task import SMALL, start
+
+from t2cli.models.adapted import AdaptedModel
+from t2cli.registry.local import LocalRegistry
+from t2cli.training.checkpoint import RunFolder, new_run, run_to_resume
+
+Open = Callable[[], AdaptedModel]
+
+# Trains the run in a folder; what each process ends with is printed with its rank.
+SCRIPT = """
+import hashlib, os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from odd_task import open_base, start
+from t2cli.registry.local import LocalRegistry
+from t2cli.training.checkpoint import RunFolder
+from t2cli.training.distributed import joined
+from t2cli.training.metrics import Silent
+
+class Told(Silent):
+    def step(self, record):
+        print("step", record.step, "of", run.team.rank, os.getpid(), flush=True)
+        if sys.argv[5] == "wait" and record.step == 2 and run.team.rank == 1:
+            time.sleep(60)
+
+with joined("cpu") as team:
+    adapted = open_base(sys.argv[2])
+    adapted.model.double()
+    adapted.team = team
+    run = start(adapted, folder=RunFolder(Path(sys.argv[4])), listener=Told())
+    trained = run.run(LocalRegistry([Path(sys.argv[3])]))
+    z = hashlib.sha256(run.trainer.flat.detach().numpy().tobytes()).hexdigest()
+    print("done", team.rank, team.size, z, trained.entry.reference, flush=True)
+"""
+
+
+@pytest.fixture
+def together(counting_folder: Path, tmp_path: Path) -> Callable[[RunFolder, str], subprocess.Popen[str]]:
+    """Return a function that starts two processes that train a run together."""
+    script = tmp_path / "together.py"
+    script.write_text(SCRIPT)
+
+    def begin(folder: RunFolder, how: str) -> subprocess.Popen[str]:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        arguments = [str(Path(__file__).parent), str(counting_folder), str(tmp_path / "experts"), str(folder.path), how]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.Popen(
+            [*launch, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    return begin
+
+
+@pytest.fixture
+def alone(open_counting: Open, tmp_path: Path) -> RunFolder:
+    """Return a run that one process has finished; in float64, for rounding may choose another token."""
+    adapted = open_counting()
+    adapted.model.double()
+    run = start(adapted)
+    run.run(LocalRegistry([tmp_path / "alone"]))
+    return run.folder
+
+
+def z_of(folder: RunFolder) -> torch.Tensor:
+    state = folder.load()
+    assert state is not None
+    assert state.step == SMALL.steps
+    return state.tensors["z"]
+
+
+def fresh(adapted: AdaptedModel) -> RunFolder:
+    from odd_task import spec_of
+
+    return new_run(adapted.base.identity.folder_name, spec_of(adapted))
+
+
+def assert_as_alone(output: str, folder: RunFolder, alone: RunFolder, registry: LocalRegistry) -> None:
+    done = [line.split()[1:] for line in output.splitlines() if line.startswith("done")]
+    assert sorted(line[:2] for line in done) == [["0", "2"], ["1", "2"]]
+    assert len({z for _, _, z, _ in done}) == 1  # bit for bit the same in both
+    (entry,) = registry.list()
+    assert {reference for *_, reference in done} == {entry.reference}
+    assert folder.published == entry.reference
+    difference = float((z_of(folder) - z_of(alone)).abs().max())
+    assert difference < 1e-5, difference
+    assert float((z_of(alone) - 1).abs().max()) > 0.01
+    mine, other = folder.metrics.read(), alone.metrics.read()
+    assert [record.step for record in mine] == [record.step for record in other]
+    for one, two in zip(mine, other, strict=True):
+        assert (one.reward, one.tokens, one.validation) == (two.reward, two.tokens, two.validation)
+        assert (one.informative, one.kl) == pytest.approx((two.informative, two.kl), rel=1e-4, abs=1e-9)
+
+
+def test_two_processes_train_what_one_does(
+    together: Callable[[RunFolder, str], subprocess.Popen[str]],
+    alone: RunFolder,
+    counting: AdaptedModel,
+    tmp_path: Path,
+) -> None:
+    folder = fresh(counting)
+    with together(folder, "go") as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert_as_alone(output, folder, alone, LocalRegistry([tmp_path / "experts"]))
+
+
+def test_the_death_of_one_ends_all_and_the_run_goes_on_later(
+    together: Callable[[RunFolder, str], subprocess.Popen[str]],
+    alone: RunFolder,
+    counting: AdaptedModel,
+    tmp_path: Path,
+) -> None:
+    folder = fresh(counting)
+    with together(folder, "wait") as process:
+        assert process.stdout is not None
+        said: dict[str, str] = {}
+        while "1" not in said:  # until the second process waits after its step 2
+            found = re.match(r"step 2 of (\d) (\d+)", process.stdout.readline())
+            said |= {found[1]: found[2]} if found else {}
+        os.kill(int(said["1"]), signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not folder.finished
+    assert run_to_resume(counting.base.identity.folder_name, "odd").path == folder.path
+    with together(folder, "go") as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert_as_alone(output, folder, alone, LocalRegistry([tmp_path / "experts"]))
