@@ -32,9 +32,8 @@ def copy(
     The copy has the same numbers and evaluation, the next free version of its name, and names what
     it was copied from as its parent.
     """
-    from t2cli.cli.session import search_path
     from t2cli.models.catalog import known_fingerprint
-    from t2cli.paths import expanded
+    from t2cli.paths import expanded, registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.manifest import ParentRecord, timestamp
     from t2cli.registry.reference import check_name
@@ -45,7 +44,7 @@ def copy(
     if name:
         check_name(name)
     out = Output(json=json, quiet=quiet)
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     source, _ = shown(entries, expert, known_fingerprint(base))
     parent = ParentRecord(source.reference, source.digest, 1.0)
     manifest = replace(source.manifest, name=name or source.manifest.name, created=timestamp(), parents=(parent,))

@@ -35,8 +35,8 @@ def diff(
     z - 1. The columns W say how far the weights move, relative to the base's, if its decomposition
     is on this machine.
     """
-    from t2cli.cli.session import search_path
     from t2cli.models.catalog import known_fingerprint
+    from t2cli.paths import registry_search_path
     from t2cli.registry.compare import compare, grid, shifts
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import shown
@@ -44,7 +44,7 @@ def diff(
 
     check_picture(plot)
     out = Output(json=json, quiet=quiet)
-    entries, known = LocalRegistry(search_path(registry)), known_fingerprint(base)
+    entries, known = LocalRegistry(registry_search_path(registry)), known_fingerprint(base)
     pair = [shown(entries, expert, known)[0] for expert in (first, second)]
     z_a, z_b = (read_arrays(entry.z_bytes(), str(entry.path)) for entry in pair)
     moved = shifts(z_a, z_b)

@@ -70,12 +70,15 @@ def evaluate(
     that had not ended at four times the task's limit.
     """
     out = Output(json=json, quiet=quiet)
-    from t2cli.cli.session import for_base, search_path
+    from t2cli.cli.session import for_base
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import Resolver
 
     questions = _questions(task, data or [], split, n, seed)
-    resolver = Resolver(LocalRegistry(search_path(registry)), for_base(base, quiet), allow_foreign=allow_foreign)
+    resolver = Resolver(
+        LocalRegistry(registry_search_path(registry)), for_base(base, quiet), allow_foreign=allow_foreign
+    )
     entries = _found(resolver, experts or [])
     for warning in resolver.warnings:
         out.warn(warning)

@@ -116,15 +116,18 @@ def _share(keep: float | None) -> float:
 
 def _source(out: Output, expert: str, base: str, registry: Path | None, *, allow_foreign: bool) -> Source:
     """Return the expert and the base to export it for."""
-    from t2cli.cli.session import for_base, search_path
+    from t2cli.cli.session import for_base
     from t2cli.export.source import Source
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import Resolver
     from t2cli.registry.vectors import read_z
 
-    resolver = Resolver(LocalRegistry(search_path(registry)), for_base(base, out.quiet), allow_foreign=allow_foreign)
+    resolver = Resolver(
+        LocalRegistry(registry_search_path(registry)), for_base(base, out.quiet), allow_foreign=allow_foreign
+    )
     entry = resolver.find(expert)
     for warning in resolver.warnings:
         out.warn(warning)
@@ -188,13 +191,13 @@ def _common(source: Source, to: Form, path: Path) -> dict[str, object]:
 def _export_bundle(out: Output, names: list[str], path: Path, base: str, registry: Path | None) -> None:
     from dataclasses import asdict
 
-    from t2cli.cli.session import search_path
     from t2cli.export.bundle import write_bundle
     from t2cli.models.catalog import known_fingerprint
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import shown
 
-    entries, known = LocalRegistry(search_path(registry)), known_fingerprint(base)
+    entries, known = LocalRegistry(registry_search_path(registry)), known_fingerprint(base)
     asked = {entry.digest: entry for entry, _ in (shown(entries, name, known) for name in names)}
     made = write_bundle(entries, list(asked.values()), path)
     for reference in made.missing:

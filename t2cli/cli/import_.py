@@ -38,15 +38,15 @@ def import_file(
     A bundle's experts keep their version and digest. Where a version is another expert here, nothing is written.
     The paper's files hold numbers without names: --base must be the model that they were trained on.
     """
-    from t2cli.cli.session import search_path
     from t2cli.export.bundle import is_bundle
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
 
     out = Output(json=json, quiet=quiet)
     path = file.expanduser()
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}", hint="give a bundle, policy_params.pt or learnable_params.pt")
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     if is_bundle(path):
         if name or category:
             raise UsageError(

@@ -48,12 +48,13 @@ def mix(
     out = Output(json=json, quiet=quiet)
     check_name(name)
     weights = parse_weights(experts)
-    from t2cli.cli.session import for_base, search_path
+    from t2cli.cli.session import for_base
     from t2cli.dispatch.mixing import find_members
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import Resolver
 
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     resolver = Resolver(entries, for_base(base, quiet), allow_foreign=allow_foreign)
     members = find_members(resolver, weights)
     for warning in resolver.warnings:

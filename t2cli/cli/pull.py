@@ -29,7 +29,7 @@ def pull(
     without this, by its reference: t2 chat --expert hf://ORG/REPO/NAME@2.
     """
     from t2cli.cli.progress import paused, progress
-    from t2cli.cli.session import search_path
+    from t2cli.paths import registry_search_path
     from t2cli.registry.hub import HubSource
     from t2cli.registry.hub import pull as fetch
     from t2cli.registry.hub_client import HubRepo
@@ -37,7 +37,7 @@ def pull(
 
     out = Output(json=json, quiet=quiet)
     wanted = HubSource.parse(source)
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     records: list[dict[str, object]] = []
     commit = ""
     with progress("pull", in_bytes=True, quiet=quiet) as bar:

@@ -39,8 +39,8 @@ def push(
     your own in it stays. The same expert again changes nothing, and a published version is never replaced.
     HF_TOKEN (or hf auth login) says who you are, HF_ENDPOINT which Hub.
     """
-    from t2cli.cli.session import search_path
     from t2cli.models.catalog import hub_bars, known_fingerprint
+    from t2cli.paths import registry_search_path
     from t2cli.registry.hub_client import HubRepo
     from t2cli.registry.hub_push import push as publish
     from t2cli.registry.local import LocalRegistry
@@ -48,7 +48,7 @@ def push(
 
     out = Output(json=json, quiet=quiet)
     target = _repository(repo)
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     entry, _ = shown(entries, expert, known_fingerprint(base))
     with hub_bars(show=not quiet and sys.stderr is not None and sys.stderr.isatty()):
         done = publish(entry, HubRepo(target), entries, private=private, license_id=license_id)

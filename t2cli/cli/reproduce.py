@@ -78,13 +78,14 @@ def reproduce(
     comes out the same; else what differs is named. Nothing is published without --name: the new
     expert stays in the folder of its run. Ctrl-C stops after saving; --resume goes on from there.
     """
-    from t2cli.cli.session import open_model, search_path
+    from t2cli.cli.session import open_model
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.training.checkpoint import new_run
     from t2cli.training.loop import check_examples
 
     out = Output(json=json, quiet=quiet)
-    found = _recorded(LocalRegistry(search_path(registry)), expert, base)
+    found = _recorded(LocalRegistry(registry_search_path(registry)), expert, base)
     known_task, spec, home = _asked(found, name, task, base, quiet)
     _warn(out, found)
     folder = _begun(home, spec, found) if resume else None
@@ -92,7 +93,7 @@ def reproduce(
     adapted = open_model(spec.base, device=device, selection=spec.config.selection, quiet=quiet)
     folder = folder or new_run(home, spec)
     # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
-    entries = LocalRegistry(search_path(registry) if name else [folder.path / "registry"])
+    entries = LocalRegistry(registry_search_path(registry) if name else [folder.path / "registry"])
     again = _resuming(found, expert, {"--name": name, "--task": task and spec.task, "--base": base}, registry)
     try:
         trained = run_shown(out, adapted, known_task, spec, folder, entries, again)

@@ -35,11 +35,11 @@ def rm(
     At a terminal it asks first. A name alone is enough where only one version fits; --base chooses
     between experts of the same name for several bases. Mixes made from an expert go on working.
     """
-    from t2cli.cli.session import search_path
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
 
     out = Output(json=json, quiet=quiet)
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     doomed = list(dict.fromkeys(entries.removable(expert, among=lambda slot: _fits(slot, base)) for expert in experts))
     if not yes and sys.stdin is not None and sys.stdin.isatty():
         _confirm(doomed)

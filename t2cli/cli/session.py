@@ -1,4 +1,4 @@
-"""What the commands that run a model share: open it, and find the registry."""
+"""What the commands that run a model share: open it, and find its experts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from t2cli.dispatch.two_pass import TwoPass
     from t2cli.models.adapted import AdaptedModel
     from t2cli.registry.resolve import ForBase
-
-
-def search_path(registry: Path | None) -> list[Path]:
-    """Return the folders of --registry, or those of the environment."""
-    from t2cli.paths import registry_search_path
-
-    return registry_search_path(registry)
 
 
 def for_base(base: str, quiet: bool) -> ForBase:
@@ -45,7 +38,8 @@ def open_model(base: str, *, device: str, selection: str = "all", quiet: bool = 
 def open_two_pass(base: str, registry: Path | None, *, device: str, allow_foreign: bool, quiet: bool) -> TwoPass:
     """Load a base and make it answer with the experts of the registry."""
     from t2cli.dispatch.two_pass import TwoPass
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
 
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     return TwoPass(open_model(base, device=device, quiet=quiet), entries, quiet=quiet, allow_foreign=allow_foreign)

@@ -45,14 +45,14 @@ def show(
     foreign. A map shows how far z is from 1 in each layer; the experts that a mix was made from are
     shown as a tree.
     """
-    from t2cli.cli.session import search_path
     from t2cli.models.catalog import known_fingerprint
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.resolve import shown
 
     check_picture(plot)
     out = Output(json=json, quiet=quiet)
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     entry, how = shown(entries, expert, known_fingerprint(base))
     place = {"digest": entry.digest, "path": str(entry.path), "source": entry.source}
     fields = entry.manifest.to_dict()

@@ -117,7 +117,8 @@ def _train(
     tensorboard: bool,
 ) -> None:
     """Train in a new run, or in the newest unfinished one; `given` are the options of a resumed run."""
-    from t2cli.cli.session import open_model, search_path
+    from t2cli.cli.session import open_model
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.tasks.base import revisions
     from t2cli.training.checkpoint import new_run, run_to_resume
@@ -142,7 +143,7 @@ def _train(
         folder = new_run(asked.home, spec)
     folder = team.told(folder)
     assert folder is not None
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     trained = run_shown(out, adapted, task, spec, folder, entries, again, tensorboard=tensorboard)
     if team.leads:
         report(out, trained)

@@ -40,13 +40,13 @@ def verify(
     Shapes are compared with those of --base for the experts made for it, if it is on this machine.
     Exit code 5 if anything is wrong.
     """
-    from t2cli.cli.session import search_path
+    from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
 
     if bool(expert) == every:
         raise UsageError("name an expert, or all of them with --all", hint="t2 verify math, or t2 verify --all")
     out = Output(json=json, quiet=quiet)
-    entries = LocalRegistry(search_path(registry))
+    entries = LocalRegistry(registry_search_path(registry))
     unreadable: list[T2Error] = []
     slots = entries.slots(problems=unreadable) if every else named(entries, expert)
     check = _base_check(base)

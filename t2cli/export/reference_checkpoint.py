@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NotFoundError, T2Error
-from t2cli.export.source import selection_of
 from t2cli.models.catalog import BaseFiles
 from t2cli.models.identity import BaseIdentity
 
@@ -89,7 +88,7 @@ def convert(
 
     stored = read_reference(path, files)
     targets = [target for target in checkpoint_targets(files.folder) if target.weight in stored]
-    decompose(files, identity, DecomposeConfig(selection_of(targets), device), quiet=quiet)
+    decompose(files, identity, DecomposeConfig(device=device), targets, quiet=quiet)
     return effective(stored, singular_values(identity, targets))
 
 

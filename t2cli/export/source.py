@@ -63,16 +63,6 @@ def bases_of(
     from t2cli.config import DecomposeConfig
     from t2cli.models.basis_cache import basis_files, basis_files_in_use, decompose
 
-    config = DecomposeConfig(selection_of(targets), device, dtype)
-    decompose(source.files, source.identity, config, quiet=quiet)
+    config = DecomposeConfig(device=device, dtype=dtype)
+    decompose(source.files, source.identity, config, targets, quiet=quiet)
     return basis_files(source.identity, dtype) if dtype else basis_files_in_use(source.identity, targets)
-
-
-def selection_of(targets: Sequence[Target]) -> str:
-    """Return the smallest selection with all targets: an expert of the MLPs needs no bases of the attention."""
-    from t2cli.models.targets import PARTS
-
-    for selection, parts in PARTS.items():
-        if all(not set(target.module.split(".")).isdisjoint(parts) for target in targets):
-            return selection
-    return "all"

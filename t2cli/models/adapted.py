@@ -48,7 +48,6 @@ class AdaptedModel:
     ) -> None:
         self.base = base
         self.model = base.model
-        self.selection = selection
         if any(isinstance(module, SVFLinear | SVFExperts) for module in base.model.modules()):
             raise T2Error(f"{base.identity.name} is adapted already", hint="detach the other AdaptedModel first")
         self.targets: list[Target] = find_targets(base.model, selection)
@@ -106,8 +105,8 @@ class AdaptedModel:
             return
         from t2cli.config import DecomposeConfig
 
-        config = DecomposeConfig(selection=self.selection, device=str(self.base.device))
-        done = decompose(self.base.files, self.base.identity, config, quiet=quiet)
+        config = DecomposeConfig(device=str(self.base.device))
+        done = decompose(self.base.files, self.base.identity, config, self.targets, quiet=quiet)
         self.attach(load_bases(self.base.identity, self.targets, done.dtype))
 
     def attach(self, bases: Mapping[str, Basis]) -> None:

@@ -75,16 +75,24 @@ def basis_files_in_use(identity: BaseIdentity, targets: Sequence[Target]) -> Bas
 
 
 def decompose(
-    files: BaseFiles, identity: BaseIdentity, config: DecomposeConfig, *, quiet: bool = False, asked: bool = False
+    files: BaseFiles,
+    identity: BaseIdentity,
+    config: DecomposeConfig,
+    targets: Sequence[Target] | None = None,
+    *,
+    quiet: bool = False,
+    asked: bool = False,
 ) -> Decomposition:
-    """Make the bases that are missing or damaged for `config.selection`, reading one weight at a time.
+    """Make the bases that are missing or damaged, reading one weight at a time.
 
+    They are those of `targets` if these are given, else of `config.selection`, which the model's config tells.
     What it will take is said on stderr before it starts, unless `quiet`; under a second only if it was `asked` for.
     Raises T2Error before anything is computed if the disk has no room.
     """
     from t2cli.models.targets import checkpoint_targets
 
-    targets = checkpoint_targets(files.folder, config.selection)
+    if targets is None:
+        targets = checkpoint_targets(files.folder, config.selection)
     cache = basis_files(identity, config.dtype) if config.dtype else basis_files_in_use(identity, targets)
     started = time.monotonic()
     computed = 0

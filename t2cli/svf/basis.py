@@ -10,9 +10,9 @@ Deviations from the paper's factors:
    not a product of rounded factors.
 2. Q comes from the Gram matrix in float64. The products of float32, bfloat16 and float16 weights are formed
    without rounding there, and the error of W' - W stays near float32 rounding (a float32 SVD loses 2 to 3 digits).
-   On the CPU both steps are numpy's: its product of a matrix with itself computes one half, and its OpenBLAS was
-   1.2 (r = 576) to 1.45 (r = 4096) times as fast as torch's LAPACK. float32 `eigh` with a refinement in float64
-   (Ogita and Aishima 2018) was not faster: the four products it needs cost what float32 saves.
+   On the CPU both steps are numpy's: its product of a matrix with itself computes one half, and its OpenBLAS, called
+   in place (lapack.py), was 1.2 (r = 576) to 1.45 (r = 4096) times as fast as torch's LAPACK. float32 `eigh` with a
+   refinement in float64 (Ogita and Aishima 2018) was not faster: the four products it needs cost what float32 saves.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from typing import Literal, NamedTuple
 import numpy
 import torch
 
-GRAM_BLOCK = 1 << 22  # numbers that are float64 at a time: 32 MB
-LARGEST_FOR_NUMPY = 4096  # numpy's eigh takes five matrices of memory, torch's four
+from t2cli.svf.lapack import eigh_in_place
+
+BLOCK = 1 << 22  # numbers of W or of V that are copied at a time: 32 MB in float64
+LARGEST_FOR_NUMPY = 4096  # numpy's own eigh takes five matrices of memory, torch's four
 
 Side = Literal["input", "output"]
 
@@ -48,7 +50,8 @@ def side_of(m: int, n: int) -> Side:
 def basis_of(W: torch.Tensor, device: str | torch.device | None = None) -> Basis:
     """Return the small-side basis of `W` (m, n), computed on `device` (default: where W is).
 
-    Takes five float64 matrices (r, r) of memory at most, besides W and GRAM_BLOCK numbers.
+    Takes three float64 matrices (r, r) of memory at most, besides W and a few times BLOCK numbers; five, or four of
+    more than LARGEST_FOR_NUMPY, where numpy has no OpenBLAS.
     Raises ValueError for a weight that is not a non-empty floating-point matrix or holds NaN or infinity.
     Zero and repeated singular values are fine: any orthonormal basis of such a subspace gives the same W'
     as long as z is equal on it, and a reproducible one otherwise.
@@ -65,39 +68,56 @@ def basis_of(W: torch.Tensor, device: str | torch.device | None = None) -> Basis
         raise ValueError("the matrix holds NaN or infinite values")
     eigenvalues, vectors = _eigh(gram)  # ascending
     del gram
-    S = eigenvalues.flip(0).clamp_min(0).sqrt()
-    Q = _fix_signs(vectors.flip(1))
-    return Basis(Q.to(torch.float32).contiguous(), S, side)
+    return Basis(_descending(vectors), eigenvalues.flip(0).clamp_min(0).sqrt(), side)
 
 
 def _gram(tall: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return W^T W (n, n) in float64 of a matrix (m, n), some rows at a time: a float64 copy of all is never made."""
-    rows = max(1, GRAM_BLOCK // tall.shape[1])
-    total: torch.Tensor | None = None
-    for start in range(0, tall.shape[0], rows):
-        part = tall[start : start + rows].to(device=device, dtype=torch.float64)
-        if device.type == "cpu":
-            array = part.numpy()
-            product = torch.from_numpy(array.T @ array)  # numpy sees one array in both factors and computes half
-        else:
-            product = part.T @ part
-        total = product if total is None else total.add_(product)
-    assert total is not None
+    """Return W^T W (n, n) in float64 of a matrix (m, n), some rows at a time: a float64 copy of all is never made.
+
+    Takes two matrices (n, n): the sum, and the product of the rows at hand.
+    """
+    rows = max(1, BLOCK // tall.shape[1])
+    total = _product(tall[:rows], device)
+    for start in range(rows, tall.shape[0], rows):
+        total += _product(tall[start : start + rows], device)
     return total
 
 
+def _product(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return A^T A (n, n) in float64 of some rows A (k, n)."""
+    rows = rows.to(device=device, dtype=torch.float64)
+    if device.type != "cpu":
+        return rows.T @ rows
+    array = rows.numpy()
+    return torch.from_numpy(array.T @ array)  # numpy sees one array in both factors and computes half
+
+
 def _eigh(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the eigenvalues (r,), ascending, and eigenvectors (r, r) of a symmetric matrix."""
-    if gram.device.type != "cpu" or gram.shape[0] > LARGEST_FOR_NUMPY:
+    """Return the eigenvalues (r,), ascending, and eigenvectors (r, r) of a symmetric matrix, which is consumed."""
+    on_cpu = gram.device.type == "cpu"
+    if on_cpu and (found := eigh_in_place(gram.numpy())):
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    if not on_cpu or gram.shape[0] > LARGEST_FOR_NUMPY:
         values, vectors = torch.linalg.eigh(gram)
         return values, vectors
-    found = numpy.linalg.eigh(gram.numpy())
-    return torch.from_numpy(found.eigenvalues), torch.from_numpy(found.eigenvectors)
+    copied = numpy.linalg.eigh(gram.numpy())
+    return torch.from_numpy(copied.eigenvalues), torch.from_numpy(copied.eigenvectors)
+
+
+def _descending(vectors: torch.Tensor) -> torch.Tensor:
+    """Return Q (r, r) float32, the columns of `vectors` from last to first, some at a time: no other copy is made."""
+    r = len(vectors)
+    Q = torch.empty(r, r, dtype=torch.float32, device=vectors.device)
+    some = max(1, BLOCK // r)
+    for start in range(0, r, some):
+        end = min(start + some, r)
+        Q[:, start:end] = _fix_signs(vectors[:, r - end : r - start].flip(1))  # (r, some)
+    return Q
 
 
 def _fix_signs(Q: torch.Tensor) -> torch.Tensor:
     """Make the largest entry of each column positive: W' does not depend on signs, files then agree."""
-    largest = Q.abs().argmax(dim=0, keepdim=True)  # (1, r)
+    largest = Q.abs().argmax(dim=0, keepdim=True)  # (1, columns)
     signs = torch.where(Q.gather(0, largest) < 0, -1.0, 1.0)
     return Q * signs
 

@@ -48,6 +48,17 @@ def bases_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*.safetensors"))
 
 
+def test_only_what_is_asked_for_is_made_and_no_config_is_needed_then(copied: Callable[..., Path]) -> None:
+    files, identity, targets = located(copied())
+    (files.folder / "config.json").unlink()
+    some = targets[3:6]
+    done = decompose(files, identity, ALL, some, quiet=True)
+    assert (done.targets, done.computed, done.parameters) == (3, 3, sum(target.rank for target in some))
+    assert [path.stem for path in bases_in(done.folder)] == [target.weight for target in some]
+    assert decompose(files, identity, ALL, targets[:6], quiet=True).computed == 3
+    assert decompose(files, identity, ALL, [], quiet=True).targets == 0
+
+
 def test_second_time_computes_nothing(base_folder: Callable[[str], Path]) -> None:
     folder = base_folder("llama")
     first = run(folder)
