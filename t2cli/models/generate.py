@@ -23,6 +23,9 @@ SHRINK = 0.75  # finished rows leave the batch when fewer than this share are al
 WORTH_SHARING = 8  # tokens; a shorter common beginning costs more to repeat than to read again
 
 
+Generator = torch.Generator | list[torch.Generator] | None
+
+
 @dataclass(frozen=True)
 class Completion:
     """Generated token ids, the end token included when there was one (`ended`)."""
@@ -63,13 +66,15 @@ def generate(
     sampling: SamplingConfig,
     *,
     copies: int = 1,
-    generator: torch.Generator | None = None,
+    generator: Generator = None,
     on_token: Callable[[int, int], None] | None = None,
+    limits: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Continue each of the prompts `copies` times under the expert in use; rows are grouped by prompt.
 
     `on_token(row, id)` is called as tokens come. Sampling at a temperature draws from `generator`, on the CPU, so
-    that a seed gives the same numbers on every device.
+    that a seed gives the same numbers on every device; with one generator per row each draws as it would alone.
+    `limits` are the most new tokens of each row, where they differ.
     """
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
@@ -82,7 +87,8 @@ def generate(
             cache.batch_repeat_interleave(copies)
             adapted.select_rows(index)
             logits, mask = logits[index], mask[index]
-        return _continue(adapted, logits, cache, mask, sampling, generator, on_token)
+        most = list(limits) if limits is not None else [sampling.max_new_tokens] * len(logits)
+        return _continue(adapted, logits, cache, mask, sampling, most, generator, on_token)
 
 
 def _continue(
@@ -91,25 +97,27 @@ def _continue(
     cache: DynamicCache,
     mask: torch.Tensor,
     sampling: SamplingConfig,
-    generator: torch.Generator | None,
+    most: Sequence[int],
+    generator: Generator,
     on_token: Callable[[int, int], None] | None,
 ) -> list[Completion]:
-    """Generate from logits (B, V), the cache behind them and its mask (B, T)."""
+    """Generate from logits (B, V), the cache behind them and its mask (B, T); `most` tokens per row."""
     eos, total = adapted.base.eos, len(logits)
     written: list[list[int]] = [[] for _ in range(total)]
     ended = [False] * total
     rows = list(range(total))  # the output row of each row still in the batch
-    for step in range(sampling.max_new_tokens):
-        chosen = choose(logits, sampling.temperature, generator)  # (B,)
+    for step in range(max(most)):
+        drawn_from = [generator[row] for row in rows] if isinstance(generator, list) else generator
+        chosen = choose(logits, sampling.temperature, drawn_from)  # (B,)
         for place, token in enumerate(chosen.tolist()):
             row = rows[place]
-            if not ended[row]:
+            if not ended[row] and step < most[row]:
                 written[row].append(token)
                 ended[row] = token in eos
                 if on_token is not None and not ended[row]:
                     on_token(row, token)
-        alive = [place for place, row in enumerate(rows) if not ended[row]]
-        if not alive or step + 1 == sampling.max_new_tokens:
+        alive = [place for place, row in enumerate(rows) if not ended[row] and step + 1 < most[row]]
+        if not alive:
             break
         if len(alive) <= SHRINK * len(rows):
             keep = torch.tensor(alive, device=logits.device)
@@ -158,7 +166,7 @@ def _read(adapted: AdaptedModel, prompts: Sequence[Sequence[int]]) -> tuple[torc
     return output.logits[:, -1], cache, mask
 
 
-def choose(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
+def choose(logits: torch.Tensor, temperature: float, generator: Generator) -> torch.Tensor:
     """Return one token id per row (B,) of logits (B, V): the best at temperature 0, else a draw.
 
     Raises T2Error where the model's numbers have overflowed: no token means anything then.
@@ -170,9 +178,16 @@ def choose(logits: torch.Tensor, temperature: float, generator: torch.Generator 
     # the inverse of the distribution function: one random number per row, where torch.multinomial draws one per token
     cumulative = torch.softmax(logits.float().cpu() / temperature, dim=-1).double().cumsum(dim=-1)
     _check_finite(cumulative[:, -1])
-    drawn = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
+    drawn = _uniform(len(logits), generator) * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, drawn, right=True).squeeze(1)
     return chosen.clamp_max(logits.shape[-1] - 1).to(logits.device)
+
+
+def _uniform(rows: int, generator: Generator) -> torch.Tensor:
+    """Return one random number per row (rows, 1), each from its own generator if there is a list of them."""
+    if isinstance(generator, list):
+        return torch.cat([torch.rand(1, 1, generator=each, dtype=torch.float64) for each in generator])
+    return torch.rand(rows, 1, generator=generator, dtype=torch.float64)
 
 
 def _check_finite(values: torch.Tensor) -> None:

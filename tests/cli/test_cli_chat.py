@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from t2cli.cli.chat import _Folded, explained
+from t2cli.cli.chat_output import Folded, explained
 from t2cli.cli.output import Output
 from t2cli.dispatch.decision import Decision
 from t2cli.registry.local import ExpertEntry
@@ -245,7 +245,7 @@ def test_the_dispatch_line() -> None:
     ],
 )
 def test_an_answer_is_folded_into_one_line(pieces: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    writer = _Folded(Output())
+    writer = Folded(Output())
     for piece in pieces:
         writer.add(piece)
     assert capsys.readouterr().out == " ".join("".join(pieces).split())
