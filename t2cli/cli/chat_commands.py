@@ -116,7 +116,7 @@ def compare(conversation: Conversation, _: str) -> None:
     """Answer the last question once more: the base first, then who answers now. The conversation stays as it is."""
     if conversation.question is None:
         raise UsageError("there is no question to compare answers to", hint="ask something first")
-    decision = conversation.decided(conversation.question)
+    decision = conversation.decision = conversation.decided(conversation.question)
     plain = conversation.two_pass.strategy(NONE).decide(conversation.question)
     if not decision.weights:
         conversation.tell("(the base model itself answers this question: /expert or /mix chooses another)")

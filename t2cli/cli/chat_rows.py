@@ -25,6 +25,8 @@ FIELDS = ("prompt", "messages", "id", "expert", "mix")
 NOBODY = "none"  # in place of an expert's reference: the base model
 ROLES = ("system", "user", "assistant")
 
+LARGEST = sys.float_info.max
+
 Line = tuple[int, bytes | None]  # number from 1, and content; None: longer than LONGEST_LINE
 Id = str | int
 
@@ -168,23 +170,17 @@ def _weights(fields: Mapping[str, Any]) -> Mapping[str, float] | None:
             raise UsageError("its expert is no reference such as math@1")
         return {} if expert == NOBODY else {expert: 1.0}
     if isinstance(mix, dict) and mix:
-        if not all(isinstance(alpha, int | float) and not isinstance(alpha, bool) for alpha in mix.values()):
-            raise UsageError("the weights of its mix are not all numbers")
-        return _checked([f"{name}:{float(alpha):.17g}" for name, alpha in mix.items()])
-    if mix is not None and not isinstance(mix, str):
-        raise UsageError('its mix is neither a text such as "math:0.6,reasoning:0.4" nor an object')
-    return None if mix is None else _checked([part.strip() for part in mix.split(",") if part.strip()])
-
-
-def _checked(members: list[str]) -> Mapping[str, float]:
+        for name, alpha in mix.items():
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
+                raise UsageError(f"the weight of {name} is not a finite number")
+        return {name: float(alpha) for name, alpha in mix.items()}
+    if mix is None:
+        return None
+    if not isinstance(mix, str) or not (members := [part.strip() for part in mix.split(",") if part.strip()]):
+        raise UsageError('its mix is neither a text such as "math:0.6,reasoning:0.4" nor such an object')
     from t2cli.cli.mix import parse_weights
 
-    if not members:
-        raise UsageError("its mix names no expert")
-    try:
-        return parse_weights(members)
-    except OverflowError as error:
-        raise UsageError("the weights of its mix are too large") from error
+    return parse_weights(members)
 
 
 def readable(text: str) -> str:

@@ -11,13 +11,14 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from terminals import Terminal
 from typer.testing import CliRunner, Result
 
 import t2cli
@@ -204,3 +205,17 @@ def chat_options(base_folder: Callable[[str], Path], tmp_path: Path) -> list[str
 def chat_process(chat_options: list[str], chat_experts: dict[str, ExpertEntry]) -> list[str]:
     """Return the command of the same as a process."""
     return [sys.executable, "-m", "t2cli", "chat", *chat_options]
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Return a function that starts a process on a terminal of its own."""
+    opened: list[Terminal] = []
+
+    def open_terminal(command: list[str], **settings: Any) -> Terminal:
+        opened.append(Terminal(command, **settings))
+        return opened[-1]
+
+    yield open_terminal
+    for each in opened:
+        each.close()
