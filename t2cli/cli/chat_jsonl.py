@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2cli.cli.chat_output import failure, record
-from t2cli.cli.chat_rows import WINDOW, Id, Line, ReadAhead, Row, cut_half_line, done_ids, parsed, standard_input
+from t2cli.cli.chat_rows import WINDOW, Id, Line, ReadAhead, Row, done_ids, end_last_line, parsed, standard_input
 from t2cli.cli.progress import progress
 from t2cli.errors import T2Error, UsageError
 
@@ -31,7 +31,7 @@ class Rows:
         self.done: set[Id] = set()
         if done is not None:
             self.done = done_ids(done, out.warn)
-            cut_half_line(done)
+            end_last_line(done)
         self.ahead = ReadAhead(standard_input(), WINDOW * batch)
         if not self.ahead.any():
             raise UsageError("standard input holds no question", hint='each line is an object: {"prompt": "..."}')

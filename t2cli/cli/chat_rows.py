@@ -197,15 +197,11 @@ def done_ids(path: Path, warn: Callable[[str], None]) -> set[Id]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                try:
-                    answer = json.loads(line)
-                    row, text = answer["id"], answer["answer"]
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    if line.endswith(b"\n"):
-                        warn(f"{path}, line {number} is no answer of t2 chat")
-                    continue
-                if isinstance(row, str | int) and text is not None and line.endswith(b"\n"):
-                    found.add(row)
+                answer = _answer(line)
+                if answer is None and line.endswith(b"\n"):
+                    warn(f"{path}, line {number} is no answer of t2 chat")
+                elif answer is not None and answer["answer"] is not None:
+                    found.add(answer["id"])
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no file {path}", hint="--done names the output of an earlier run") from error
     except OSError as error:
@@ -213,17 +209,33 @@ def done_ids(path: Path, warn: Callable[[str], None]) -> set[Id]:
     return found
 
 
-def cut_half_line(path: Path) -> None:
-    """Take off a last line without end if standard output goes on writing into that very file: it would spoil the next.
+def _answer(line: bytes) -> Mapping[str, Any] | None:
+    """Return the object of an answer, None if the line is none."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        answer: Mapping[str, Any] = json.loads(line)
+        if isinstance(answer["id"], str | int) and isinstance(answer["answer"], str | None):
+            return answer
+    return None
 
-    Raises T2Error where the file cannot be cut.
+
+def end_last_line(path: Path) -> None:
+    """Take off half a line at the end, or end a whole one, where standard output goes on writing into that very file.
+
+    Raises T2Error where the file cannot be changed.
     """
-    with contextlib.suppress(OSError, AttributeError, ValueError):
+    try:
         if not os.path.samestat(os.fstat(sys.stdout.fileno()), path.stat()):
             return
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            try:
-                os.truncate(path, content.rfind(b"\n") + 1)
-            except OSError as error:
-                raise disk_error(path, error) from error
+    except (OSError, AttributeError, ValueError):  # standard output is no file
+        return
+    try:
+        with path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LONGEST_LINE))
+            last = file.read().rpartition(b"\n")[2]
+            if last and _answer(last) is not None:
+                file.write(b"\n")
+            elif last:
+                file.truncate(size - len(last))
+    except OSError as error:
+        raise disk_error(path, error) from error

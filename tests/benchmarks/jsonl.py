@@ -2,9 +2,9 @@
 
     python tests/benchmarks/jsonl.py [--questions 64] [--tokens 32] [--rounds 3] [--batch 32] [--json FILE]
 
-Four experts take turns: the two that ship, and two mixes of them. All three ways use the default base, the same questions
-and the same code; every answer has exactly `tokens` tokens, so that none has less to do. Pass 1 is left out: it is the
-same for all. Folded weights and W Q are made before the clock starts, as in any longer run.
+Four experts take turns: the two that ship, and two mixes of them. All three ways use the default base, the same
+questions and the same code; every answer has exactly `tokens` tokens, so that none has less to do. Pass 1 is left out:
+it is the same for all. Folded weights and W Q are made before the clock starts, as in any longer run.
 """
 
 from __future__ import annotations

@@ -140,5 +140,7 @@ def test_the_ids_of_an_earlier_run(tmp_path: Path) -> None:
         "line 3 is no answer of t2 chat",
         "line 5 is no answer of t2 chat",
     ]
+    path.write_text('{"id": "whole", "answer": "but its line has no end"}')
+    assert done_ids(path, warned.append) == {"whole"}
     with pytest.raises(NotFoundError, match=r"nowhere\.jsonl"):
         done_ids(tmp_path / "nowhere.jsonl", warned.append)

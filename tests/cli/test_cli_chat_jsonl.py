@@ -180,17 +180,19 @@ def test_a_reader_that_leaves_ends_it_quietly(chat_process: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_an_interrupted_file_is_gone_on_with(chat_process: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "half", ['{"schema": "t2.chat/1", "id": 2, "answ', '{"id": 2, "answer": "without the end of its line"}']
+)
+def test_an_interrupted_file_is_gone_on_with(half: str, chat_process: list[str], tmp_path: Path) -> None:
     out, rows = tmp_path / "out.jsonl", tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
-    half = '{"schema": "t2.chat/1", "id": 2, "answ'
     out.write_text('{"id": 1, "answer": "kept"}\n' + half)
     with rows.open("rb") as stdin, out.open("ab") as stdout:
         done = subprocess.run(
             [*chat_process, "--jsonl", "--done", str(out)], stdin=stdin, stdout=stdout, check=False, timeout=120
         )
     assert done.returncode == 0
-    found = [json.loads(line) for line in out.read_text().splitlines()]  # the half line is gone
+    found = [json.loads(line) for line in out.read_text().splitlines()]  # no half line among them
     assert [record["id"] for record in found] == [1, 2, 3, 4, 5]
     assert found[0]["answer"] == "kept"
 
