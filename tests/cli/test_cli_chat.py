@@ -161,6 +161,7 @@ LONG = "zq" * 600
         (["x", "--expert", "foreign"], "", 4, ["foreign", "other-aaaaaaaaaaaa", "llama"]),
         ([LONG], "", 2, ["1210 tokens", "at most 512", "shorten"]),
         ([], LONG + "\n", 2, ["line 1: ", "at most 512"]),
+        ([], "y" * 1_000_000 + "\n", 2, ["line 1: ", "at most 512"]),
     ],
 )
 def test_what_cannot_be_answered_is_refused(
