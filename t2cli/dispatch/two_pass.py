@@ -18,12 +18,14 @@ from t2cli.dispatch.mixing import find_members, mixed
 from t2cli.errors import UsageError
 from t2cli.lookup import load
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.base import BaseModel
 from t2cli.models.generate import generate
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.resolve import ForBase, Resolver
 from t2cli.svf.zvector import ZVectors
 
 NO_STRATEGY = "none"
+KEPT_MIXES = 64  # the z of so many experts and mixes stay in memory; of a stream of questions each may name its own
 # name -> the class of a Strategy, made from (AdaptedModel, categories)
 STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", NO_STRATEGY: "t2cli.dispatch.fixed:NoStrategy"}
 
@@ -81,10 +83,7 @@ class TwoPass:
         ids = base.encode(messages)
         room = base.context - len(ids)
         if room < 1:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens and {base.identity.name} reads at most {base.context}",
-                hint="shorten it, or use a base with a longer context",
-            )
+            raise too_long(base, len(ids))
         first: list[float] = []
         stream = _Stream(base.decode, on_text)
 
@@ -94,7 +93,7 @@ class TwoPass:
 
         limits = SamplingConfig(min(sampling.max_new_tokens, room), sampling.temperature, sampling.seed)
         generator = torch.Generator().manual_seed(sampling.seed)
-        z = self._z(decision.weights)
+        z = self.z_of(decision.weights)
         if z is not None:
             self.adapted.prepare(quiet=self.quiet)
         with self.adapted.reference() if z is None else self.adapted.use_z(z):
@@ -110,18 +109,31 @@ class TwoPass:
         Raises as Resolver.find for experts that cannot be used.
         """
         weights = [{row: 1.0} if isinstance(row, str) else row or {} for row in rows]
-        return self.adapted.per_row([self._z(row) for row in weights])
+        return self.adapted.per_row([self.z_of(row) for row in weights])
 
-    def _z(self, weights: Mapping[str, float]) -> ZVectors | None:
-        """Return the z of a mix of experts; the same one for the same mix, so that it is folded once."""
+    def z_of(self, weights: Mapping[str, float]) -> ZVectors | None:
+        """Return the z of a mix of experts; the same one for the same mix, so that it is folded once. None: the base.
+
+        Raises as Resolver.find for experts that cannot be used.
+        """
         if not weights:
             return None
         key = tuple(weights.items())
         if key not in self._mixes:
             z = mixed(find_members(self.resolver, weights))
             self.adapted.check(z)
+            while len(self._mixes) >= KEPT_MIXES:
+                del self._mixes[next(iter(self._mixes))]
             self._mixes[key] = z
         return self._mixes[key]
+
+
+def too_long(base: BaseModel, tokens: int) -> UsageError:
+    """Return the error for a chat that leaves no room for an answer."""
+    return UsageError(
+        f"the prompt has {tokens} tokens and {base.identity.name} reads at most {base.context}",
+        hint="shorten it, or use a base with a longer context",
+    )
 
 
 class _Stream:
