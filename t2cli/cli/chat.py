@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from t2cli.cli.options import DEFAULT_BASE, AllowForeign, AsExpert, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.mix_search import chat_examples, few_shot_strategy
+from t2cli.cli.options import (
+    DEFAULT_BASE,
+    AllowForeign,
+    AsExpert,
+    AsReward,
+    Base,
+    Device,
+    Examples,
+    Json,
+    Quiet,
+    RegistryPath,
+    Seed,
+)
 from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
@@ -28,8 +41,11 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
     adapt: Annotated[
-        Literal["prompt", "none"], typer.Option("--adapt", help="Who chooses: pass 1, or nobody.")
+        Literal["prompt", "few-shot", "none"],
+        typer.Option("--adapt", help="Who chooses: pass 1, a mix searched with --examples, or nobody."),
     ] = "prompt",
+    examples: Examples = "",
+    reward: AsReward = "",
     expert: AsExpert = "",
     mix: Annotated[
         str, typer.Option("--mix", metavar="A:0.6,B:0.4", help="Answer as this mix of experts; no pass 1.")
@@ -50,6 +66,7 @@ def chat(
     """
     out = Output(json=json, quiet=quiet)
     weights = _by_hand(expert, mix)
+    few_shot = chat_examples(adapt, examples, reward, by_hand=bool(weights))
     if not math.isfinite(temperature):
         raise UsageError("--temperature must be a finite number", hint="0 is greedy, 1 is the model's own variety")
     if prompt is not None and not prompt.strip():
@@ -60,7 +77,10 @@ def chat(
     from t2cli.config import SamplingConfig
 
     two_pass = open_two_pass(base, registry, device=device, allow_foreign=allow_foreign, quiet=quiet)
-    strategy = two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
+    if few_shot:
+        strategy = few_shot_strategy(out, two_pass, few_shot, seed)
+    else:
+        strategy = two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
     for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.warnings):
         out.warn(warning)
     session = _Session(out, two_pass, strategy, SamplingConfig(max_new_tokens, temperature, seed))

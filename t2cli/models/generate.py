@@ -82,10 +82,10 @@ def generate(
             cache.batch_repeat_interleave(copies)
             adapted.select_rows(index)
             logits, mask = logits[index], mask[index]
-        return _continue(adapted, logits, cache, mask, sampling, generator, on_token)
+        return continued(adapted, logits, cache, mask, sampling, generator, on_token)
 
 
-def _continue(
+def continued(
     adapted: AdaptedModel,
     logits: torch.Tensor,
     cache: DynamicCache,
