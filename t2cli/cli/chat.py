@@ -29,6 +29,7 @@ from t2cli.errors import UsageError
 if TYPE_CHECKING:
     from t2cli.config import SamplingConfig
     from t2cli.dispatch.decision import Decision, Messages, Strategy
+    from t2cli.dispatch.examples import FewShot
     from t2cli.dispatch.two_pass import Answer, TwoPass
 
 OptionalText = Optional[str]  # noqa: UP045
@@ -67,20 +68,14 @@ def chat(
     out = Output(json=json, quiet=quiet)
     weights = _by_hand(expert, mix)
     few_shot = chat_examples(adapt, examples, reward, by_hand=bool(weights))
-    if not math.isfinite(temperature):
-        raise UsageError("--temperature must be a finite number", hint="0 is greedy, 1 is the model's own variety")
-    if prompt is not None and not prompt.strip():
-        raise UsageError("the prompt is empty", hint='ask something, as in: t2 chat "What is 17 + 25?"')
+    _check(prompt, temperature)
     at_terminal = sys.stdin is not None and sys.stdin.isatty()
     questions = None if prompt is not None or at_terminal else _first_line_read(_lines())
     from t2cli.cli.session import open_two_pass
     from t2cli.config import SamplingConfig
 
     two_pass = open_two_pass(base, registry, device=device, allow_foreign=allow_foreign, quiet=quiet)
-    if few_shot:
-        strategy = few_shot_strategy(out, two_pass, few_shot, seed)
-    else:
-        strategy = two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
+    strategy = _strategy(out, two_pass, adapt, weights, few_shot, seed)
     for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.warnings):
         out.warn(warning)
     session = _Session(out, two_pass, strategy, SamplingConfig(max_new_tokens, temperature, seed))
@@ -90,6 +85,22 @@ def chat(
         session.piped(questions)
     else:
         session.interactive()
+
+
+def _check(prompt: str | None, temperature: float) -> None:
+    if not math.isfinite(temperature):
+        raise UsageError("--temperature must be a finite number", hint="0 is greedy, 1 is the model's own variety")
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty", hint='ask something, as in: t2 chat "What is 17 + 25?"')
+
+
+def _strategy(
+    out: Output, two_pass: TwoPass, adapt: str, weights: dict[str, float], examples: list[FewShot], seed: int
+) -> Strategy:
+    """Return who chooses: a search on examples where there are any, the user's weights, or the strategy `adapt`."""
+    if examples:
+        return few_shot_strategy(out, two_pass, examples, seed)
+    return two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
 
 
 def _by_hand(expert: str, mix: str) -> dict[str, float]:

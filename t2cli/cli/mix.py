@@ -39,6 +39,10 @@ _WITH_ALPHA = re.compile(
 )
 
 
+PerLayer = Annotated[bool, typer.Option("--per-layer", help="Search a weight for every matrix of every expert.")]
+Iterations = Annotated[int, typer.Option("--iterations", min=1, max=100, help="Generations of the search, at most.")]
+
+
 def mix(
     experts: Annotated[
         list[str],
@@ -47,12 +51,8 @@ def mix(
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The new expert's name.")],
     examples: Examples = "",
     reward: AsReward = "",
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Search a weight for every matrix of every expert.")
-    ] = False,
-    iterations: Annotated[
-        int, typer.Option("--iterations", min=1, max=100, help="Generations of the search, at most.")
-    ] = CEMConfig.iterations,
+    per_layer: PerLayer = False,
+    iterations: Iterations = CEMConfig.iterations,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the search found, in full.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Publish the mix that was found even if it is no better.")

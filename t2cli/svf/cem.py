@@ -17,14 +17,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
-from t2cli.config import CEMConfig
-
 Score = tuple[float, ...]  # compared like words: the first number decides, the next ones break ties
 ScoreAll = Callable[[torch.Tensor], Sequence[Score]]  # candidates (C, D) -> a score of each, higher is better
+
+
+class Settings(Protocol):
+    """How to search; t2cli.config.CEMConfig says what each means."""
+
+    @property
+    def iterations(self) -> int: ...  # noqa: D102
+    @property
+    def population(self) -> int: ...  # noqa: D102
+    @property
+    def elite(self) -> float: ...  # noqa: D102
+    @property
+    def sigma(self) -> float: ...  # noqa: D102
+    @property
+    def least_sigma(self) -> float: ...  # noqa: D102
+    @property
+    def smoothing(self) -> float: ...  # noqa: D102
+    @property
+    def patience(self) -> int: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
 
 
 class Found(NamedTuple):
@@ -41,7 +60,7 @@ class Found(NamedTuple):
 def search(
     score: ScoreAll,
     mean: torch.Tensor,
-    config: CEMConfig,
+    config: Settings,
     *,
     also: Sequence[torch.Tensor] = (),
     on_iteration: Callable[[int, Score], None] | None = None,
