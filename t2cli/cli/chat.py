@@ -12,19 +12,37 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from t2cli.cli.chat_output import record, streamed
-from t2cli.cli.options import DEFAULT_BASE, AllowForeign, AsExpert, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.mix_search import chat_examples, few_shot_strategy
+from t2cli.cli.options import (
+    DEFAULT_BASE,
+    AllowForeign,
+    AsExpert,
+    AsReward,
+    Base,
+    Device,
+    Examples,
+    Json,
+    Quiet,
+    RegistryPath,
+    Seed,
+)
 from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
 if TYPE_CHECKING:
     from t2cli.config import SamplingConfig
     from t2cli.dispatch.decision import Strategy
+    from t2cli.dispatch.examples import FewShot
     from t2cli.dispatch.two_pass import TwoPass
 
     Answers = Callable[[TwoPass, Strategy, SamplingConfig], None]
 
 OptionalText = Optional[str]  # noqa: UP045
 
+Adapt = Annotated[
+    Literal["prompt", "few-shot", "none"],
+    typer.Option("--adapt", help="Who chooses: pass 1, a mix searched with --examples, or nobody."),
+]
 Mix = Annotated[str, typer.Option("--mix", metavar="A:0.6,B:0.4", help="Answer as this mix of experts; no pass 1.")]
 Jsonl = Annotated[
     bool, typer.Option("--jsonl", help="Each line of standard input is an object; answers in batches, as --json.")
@@ -45,9 +63,9 @@ def chat(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
-    adapt: Annotated[
-        Literal["prompt", "none"], typer.Option("--adapt", help="Who chooses: pass 1, or nobody.")
-    ] = "prompt",
+    adapt: Adapt = "prompt",
+    examples: Examples = "",
+    reward: AsReward = "",
     expert: AsExpert = "",
     mix: Mix = "",
     jsonl: Jsonl = False,
@@ -70,13 +88,14 @@ def chat(
     """
     out = Output(json=json or jsonl, quiet=quiet)
     weights = by_hand(expert, mix)
+    few_shot = chat_examples(adapt, examples, reward, by_hand=bool(weights))
     _check(prompt, temperature, jsonl, done)
     source = _source(out, prompt, batch if jsonl else None, done)
     from t2cli.cli.session import open_two_pass
     from t2cli.config import SamplingConfig
 
     two_pass = open_two_pass(base, registry, device=device, allow_foreign=allow_foreign, quiet=quiet)
-    strategy = two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
+    strategy = _strategy(out, two_pass, adapt, weights, few_shot, seed)
     for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.warnings):
         out.warn(warning)
     sampling = SamplingConfig(max_new_tokens, temperature, seed)
@@ -114,6 +133,15 @@ def _check(prompt: str | None, temperature: float, jsonl: bool, done: Path | Non
         raise UsageError("--jsonl reads standard input, and a prompt was given", hint="give one of them")
     if done is not None and not jsonl:
         raise UsageError("--done belongs to --jsonl", hint="add --jsonl, or leave --done out")
+
+
+def _strategy(
+    out: Output, two_pass: TwoPass, adapt: str, weights: dict[str, float], examples: list[FewShot], seed: int
+) -> Strategy:
+    """Return who chooses: a search on examples where there are any, the user's weights, or the strategy `adapt`."""
+    if examples:
+        return few_shot_strategy(out, two_pass, examples, seed)
+    return two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
 
 
 def by_hand(expert: str, mix: str) -> dict[str, float]:

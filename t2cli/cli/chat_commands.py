@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from t2cli.cli.chat_output import explained, record, streamed, who
+from t2cli.dispatch.decision import FEW_SHOT
 from t2cli.errors import T2Error, UsageError
 from t2cli.files import write_atomic
 from t2cli.lookup import near_matches
@@ -88,7 +89,7 @@ def _by_hand(conversation: Conversation, reference: str, members: str) -> None:
 def adapt(conversation: Conversation, name: str) -> None:
     """Let a strategy choose from now on, among the experts that there are now."""
     if name:
-        conversation.strategy = conversation.two_pass.strategy(name)
+        conversation.strategy = conversation.strategy_of(name)
         if name != NONE:
             conversation.automatic = name
     conversation.tell(f"({name or conversation.automatic} chooses)" if name != NONE else "(the base model answers)")
@@ -102,7 +103,9 @@ def why(conversation: Conversation, _: str) -> None:
     lines = [explained(decision)]
     for name, probability in sorted(decision.probabilities.items(), key=lambda item: -item[1]):
         lines.append(f"  {name:24} {probability:6.1%}")
-    if decision.category is None:
+    if decision.strategy == FEW_SHOT:
+        lines.append(f"searched on the examples: {who(decision)}")
+    elif decision.category is None:
         lines.append(f"chosen by hand: {who(decision)}" if decision.weights else "nobody chooses: the base model")
     elif decision.abstained:
         lines.append(f"{decision.strategy} found no category that the question belongs to: the base model answers")

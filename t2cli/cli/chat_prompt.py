@@ -16,6 +16,7 @@ from prompt_toolkit.output import create_output
 
 from t2cli.cli.chat_commands import AUTO, COMMANDS, NONE
 from t2cli.cli.chat_session import PROMPT
+from t2cli.dispatch.decision import FEW_SHOT
 
 if TYPE_CHECKING:
     from t2cli.cli.chat_session import Conversation
@@ -70,7 +71,8 @@ class Words(Completer):
         elif name == "/adapt":
             from t2cli.dispatch.two_pass import STRATEGIES
 
-            yield from _beginning(argument, STRATEGIES)
+            searched = () if self._conversation.searched is None else (FEW_SHOT,)
+            yield from _beginning(argument, [*STRATEGIES, *searched])
         elif name == "/expert":
             yield from _beginning(argument, [AUTO, NONE, *self._experts(argument)])
         elif name == "/mix":

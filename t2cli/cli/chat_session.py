@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from t2cli.cli.chat_output import record, streamed, who
 from t2cli.cli.output import write_stderr
-from t2cli.errors import T2Error
+from t2cli.dispatch.decision import FEW_SHOT
+from t2cli.errors import T2Error, UsageError
 
 if TYPE_CHECKING:
     from t2cli.cli.output import Output
@@ -33,6 +34,7 @@ class Conversation:
         self.strategy = strategy
         self.sampling = sampling
         self.automatic = automatic
+        self.searched = strategy if automatic == FEW_SHOT else None  # the mix that --examples speak for
         self.messages: Messages = []
         self.question: Messages | None = None  # the last question, with what came before it
         self.decision: Decision | None = None  # and the decision on it
@@ -74,7 +76,7 @@ class Conversation:
         else:
             return decision
         by_hand = decision.category is None
-        self.strategy = self.two_pass.strategy("none" if by_hand else self.automatic)
+        self.strategy = self.strategy_of("none" if by_hand else self.automatic)
         decision = self.strategy.decide(messages)
         try:
             self._check(decision)
@@ -83,6 +85,16 @@ class Conversation:
         if not decision.weights:
             self.out.warn("the base model answers" + ("; /expert and /mix choose others" if by_hand else ""))
         return decision
+
+    def strategy_of(self, name: str) -> Strategy:
+        """Return the strategy `name`. Raises NotFoundError if unknown, and UsageError for a search without examples."""
+        if name != FEW_SHOT:
+            return self.two_pass.strategy(name)
+        if self.searched is None:
+            raise UsageError(
+                f"{FEW_SHOT} needs examples", hint=f"begin with t2 chat --adapt {FEW_SHOT} --examples FILE.jsonl"
+            )
+        return self.searched
 
     def failed(self, error: T2Error) -> None:
         """Say why something could not be done."""

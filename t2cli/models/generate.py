@@ -94,7 +94,7 @@ def generate(
         if draws is None and sampling.temperature > 0:
             draws = draw(len(logits), sampling, generator)
         most = list(limits) if limits is not None else [sampling.max_new_tokens] * len(logits)
-        return _continue(adapted, logits, cache, mask, sampling, most, draws, on_token, stop)
+        return continued(adapted, logits, cache, mask, sampling, most, draws, on_token, stop)
 
 
 def draw(rows: int, sampling: SamplingConfig, generator: torch.Generator | None) -> torch.Tensor:
@@ -106,16 +106,16 @@ def draw(rows: int, sampling: SamplingConfig, generator: torch.Generator | None)
     return torch.rand(rows, sampling.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
-def _continue(
+def continued(
     adapted: AdaptedModel,
     logits: torch.Tensor,
     cache: DynamicCache,
     mask: torch.Tensor,
     sampling: SamplingConfig,
     most: Sequence[int],
-    draws: torch.Tensor | None,
-    on_token: Callable[[int, int], None] | None,
-    stop: Stop | None,
+    draws: torch.Tensor | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Completion]:
     """Generate from logits (B, V), the cache behind them and its mask (B, T); `most` tokens per row."""
     eos, total = adapted.base.eos, len(logits)
