@@ -10,6 +10,8 @@ questions, T tokens of the longest, P parameters.
 2. The keys and values of a packed row are dealt out to one row per question, and all C N rows are answered greedily
    together; rows leave the batch when they end. Layers with a sliding window have no packed row: there one question
    at a time is answered by all mixes together.
+3. The few rows that never end took two thirds of a generation's time. Once right answers are known, no row goes on
+   much longer than the longest of them: a mix that is right only at a length as none before it counts as wrong.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from t2cli.svf.zvector import ZVectors, unflatten
 from t2cli.training.packing import pack
 
 BATCH_BYTES = 3 << 30  # of keys, values and predictions at a time
+SPARE = 8  # tokens that an answer may have beyond twice the longest right one before it
 PACKED = 16  # questions in one packed row: attention within it grows with the square
 
 
@@ -107,6 +110,7 @@ class Exam:
         self.adapted = adapted
         self.examples = examples
         self.sampling = SamplingConfig(max_new_tokens)
+        self.longest_right = 0  # tokens, of all mixes judged so far
         self.prompts = [adapted.base.encode(example.messages) for example in examples]
         self.answers = [self._answer(example) for example in examples]
         parts = chunks(range(len(examples)), PACKED)
@@ -126,7 +130,8 @@ class Exam:
 
     @torch.inference_mode()
     def judge(self, z: torch.Tensor) -> list[Judged]:
-        """Return how each z of (C, P) answers the questions."""
+        """Return how each z of (C, P) answers the questions; the first call gives every answer the full length."""
+        limit = self.limit
         packs = attention_window(self.adapted.model.config) is None
         right: list[list[bool]] = [[] for _ in z]
         logp = torch.zeros(len(z), dtype=torch.float64)
@@ -134,7 +139,7 @@ class Exam:
 
             def answered(mixes: Sequence[int], places: Sequence[int] = places) -> tuple[list[Completion], torch.Tensor]:
                 part = z[mixes[0] : mixes[-1] + 1]
-                return self._packed(part, places) if packs else self._one_by_one(part, places)
+                return self._packed(part, places, limit) if packs else self._one_by_one(part, places, limit)
 
             parts = room.over(range(len(z)), answered)
             logp += torch.cat([likelihood for _, likelihood in parts])
@@ -144,10 +149,19 @@ class Exam:
         tokens = sum(map(len, self.answers))
         return [Judged(tuple(flags), float(total) / tokens) for flags, total in zip(right, logp, strict=True)]
 
+    @property
+    def limit(self) -> int:
+        """Return how many tokens an answer may have by what is known of right ones."""
+        most = self.sampling.max_new_tokens
+        return min(most, 2 * self.longest_right + SPARE) if self.longest_right else most
+
     def _is_right(self, place: int, completion: Completion) -> bool:
         """Judge an answer; as in training, one that did not end is wrong."""
         text = self.adapted.base.decode(list(completion.ids))
-        return completion.ended and self.examples[place].is_right(text)
+        right = completion.ended and self.examples[place].is_right(text)
+        if right:
+            self.longest_right = max(self.longest_right, len(completion.ids))
+        return right
 
     def _bytes_per_mix(self, places: Sequence[int]) -> int:
         """Return about how much memory one mix takes with some of the questions."""
@@ -162,7 +176,7 @@ class Exam:
         z = 4 * sum(self.adapted.ranks.values()) * len(places)
         return int(2 * tokens * per_token + 2 * predicted * config.vocab_size * itemsize + z)
 
-    def _packed(self, z: torch.Tensor, places: Sequence[int]) -> tuple[list[Completion], torch.Tensor]:
+    def _packed(self, z: torch.Tensor, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
         """Return the answers of all rows, mix by mix, and the summed log-likelihood (C,) of the right answers."""
         adapted, C, N = self.adapted, len(z), len(places)
         prompts, answers = [self.prompts[i] for i in places], [self.answers[i] for i in places]
@@ -189,10 +203,9 @@ class Exam:
             where, mask = _places_in(prompts, answers, adapted.base.device)
             rows = _dealt(cache, where, adapted.model.config)
             adapted.select_rows(torch.arange(C).repeat_interleave(N))
-            limits = [self.sampling.max_new_tokens] * (C * N)
-            return continued(adapted, first, rows, mask.repeat(C, 1), self.sampling, limits), total
+            return continued(adapted, first, rows, mask.repeat(C, 1), self.sampling, [limit] * (C * N)), total
 
-    def _one_by_one(self, z: torch.Tensor, places: Sequence[int]) -> tuple[list[Completion], torch.Tensor]:
+    def _one_by_one(self, z: torch.Tensor, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
         """Return the same, one question at a time: all mixes read the same tokens, without padding."""
         adapted, C = self.adapted, len(z)
         total, answered = torch.zeros(C, dtype=torch.float64), []
@@ -202,7 +215,7 @@ class Exam:
                 ids = torch.tensor([[*prompt, *answer]], device=adapted.base.device).expand(C, -1)
                 logits = adapted.model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[:, :-1]
                 total += token_logp(logits, ids[:, len(prompt) :]).sum(dim=1).double().cpu()
-                answered.append(generate(adapted, [prompt] * C, self.sampling))
+                answered.append(generate(adapted, [prompt] * C, self.sampling, limits=[limit] * C))
         return [completions[mix] for mix in range(C) for completions in answered], total
 
 

@@ -127,6 +127,30 @@ def test_an_answer_that_does_not_end_is_wrong(adapted: AdaptedModel) -> None:
     assert Exam(adapted, [example], 4).judge(z)[0].right == (example.is_right(text),)
 
 
+def test_answers_are_cut_by_the_longest_right_one_of_earlier_calls(
+    adapted: AdaptedModel,
+) -> None:
+    z = torch.ones(1, sum(adapted.ranks.values()))
+    prompt = adapted.base.encode([{"role": "user", "content": QUESTIONS[0]}])
+    object.__setattr__(adapted.base, "eos", frozenset())
+    with adapted.reference():
+        said = generate(adapted, [prompt], SamplingConfig(40))[0].ids
+    end = next(n for n in range(2, 30) if said[n] not in said[:n])  # the first answer ends there
+    object.__setattr__(adapted.base, "eos", frozenset({said[end]}))
+    examples = [asked(QUESTIONS[0], adapted.base.decode(list(said[: end + 1])).strip()), asked(QUESTIONS[1], "never")]
+    exam = Exam(adapted, examples, 200)
+    assert exam.limit == 200
+    first = exam.judge(z)
+    assert first[0].right[0]
+    assert exam.longest_right == end + 1
+    assert exam.limit == 2 * (end + 1) + 8
+    read: list[int] = []
+    hook = adapted.model.register_forward_pre_hook(lambda *_: read.append(1))
+    assert exam.judge(z) == first  # what was right is right again
+    hook.remove()
+    assert len(read) <= exam.limit  # the packed row, and a step per token after the first
+
+
 def test_a_question_without_room_for_an_answer_is_named(adapted: AdaptedModel) -> None:
     with pytest.raises(UsageError, match="line 1: the question has"):
         Exam(adapted, [asked("sum " * 600, "x")], 4)
