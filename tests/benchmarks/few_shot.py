@@ -5,6 +5,8 @@
 Uses the experts that ship for the default base. Both ways score the same mixes on the same questions: right answers,
 and the mean log-likelihood of the right answers' tokens. `--alone N` times the first N candidates of the slow way only,
 and counts them for all. A candidate alone has its W' folded anew, as candidates of a search are met once.
+The batch is a later generation of a search: it cuts answers by the longest right one of the two mixes that warm up
+(dispatch/population.py, 3); a candidate alone may go on to the limit.
 """
 
 from __future__ import annotations
