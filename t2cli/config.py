@@ -130,6 +130,22 @@ TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
 }
 
 
+@dataclass(frozen=True)
+class CEMConfig:
+    """A search for mixing weights by the cross-entropy method (math.md 6)."""
+
+    iterations: int = 15  # at most; the paper allows 100
+    population: int = 32
+    elite: float = 0.2  # share of the population that the next one is drawn around
+    sigma: float = 0.3  # of the first population, around the uniform mix
+    least_sigma: float = 0.02
+    smoothing: float = 0.7  # how far the Gaussian follows the elite in one generation
+    patience: int = 4  # generations without a better candidate after which the search ends
+    max_new_tokens: int = 64  # longer answers are wrong
+    per_layer: bool = False  # one weight per expert and adapted matrix instead of one per expert
+    seed: int = 0
+
+
 def preset(name: str, **changes: object) -> TrainConfig:
     """Return the preset `name` with the given fields changed; None leaves a field as it is.
 

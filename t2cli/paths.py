@@ -57,6 +57,13 @@ def runs_dir() -> Path:
     return t2_home() / "runs"
 
 
+def chat_history() -> Path | None:
+    """Return the file of what was typed in conversations; None if `T2_HISTORY` is 0, off or no."""
+    if os.environ.get("T2_HISTORY", "").lower() in ("0", "off", "no", "false"):
+        return None
+    return t2_home() / "chat-history"
+
+
 def shipped_registry() -> Path:
     """Return the experts that come with t2: inside an installed package, else beside it in a checkout."""
     package = Path(__file__).parent

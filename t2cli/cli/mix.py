@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t2cli.cli.completion import expert_names
-from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import (
+    DEFAULT_BASE,
+    AllowForeign,
+    AsReward,
+    Base,
+    Device,
+    Examples,
+    Json,
+    Quiet,
+    RegistryPath,
+    Seed,
+)
 from t2cli.cli.output import Output
+from t2cli.config import CEMConfig
 from t2cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from t2cli.cli.mix_search import Searched
+    from t2cli.dispatch.examples import FewShot
     from t2cli.dispatch.mixing import Members
     from t2cli.registry.local import ExpertEntry, LocalRegistry
     from t2cli.registry.manifest import BaseRecord
@@ -24,12 +39,24 @@ _WITH_ALPHA = re.compile(
 )
 
 
+PerLayer = Annotated[bool, typer.Option("--per-layer", help="Search a weight for every matrix of every expert.")]
+Iterations = Annotated[int, typer.Option("--iterations", min=1, max=100, help="Generations of the search, at most.")]
+
+
 def mix(
     experts: Annotated[
         list[str],
         typer.Argument(metavar="EXPERT[:ALPHA]", help="Experts, each with its weight.", autocompletion=expert_names),
     ],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The new expert's name.")],
+    examples: Examples = "",
+    reward: AsReward = "",
+    per_layer: PerLayer = False,
+    iterations: Iterations = CEMConfig.iterations,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what the search found, in full.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish the mix that was found even if it is no better.")
+    ] = False,
     allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
@@ -47,6 +74,7 @@ def mix(
 
     out = Output(json=json, quiet=quiet)
     check_name(name)
+    questions = _questions(experts, examples, reward, only_with_examples=per_layer or explain or force)
     weights = parse_weights(experts)
     from t2cli.cli.session import for_base
     from t2cli.dispatch.mixing import find_members
@@ -59,19 +87,50 @@ def mix(
     members = find_members(resolver, weights)
     for warning in resolver.warnings:
         out.warn(warning)
-    entry = _publish(entries, members, name, _base_of(resolver, members, base, quiet))
-    parents = [{"ref": parent.reference, "digest": parent.digest, "alpha": alpha} for parent, alpha in members]
+    record, found = _base_of(resolver, members, base, quiet), None
+    if questions:
+        from t2cli.cli.mix_search import searched
+
+        config = CEMConfig(iterations=iterations, per_layer=per_layer, seed=seed)
+        found = searched(out, members, questions, config, base, device, force=force)
+    _report(out, _publish(entries, members, name, record, found), found, explain=explain)
+
+
+def _questions(experts: list[str], examples: str, reward: str, *, only_with_examples: bool) -> list[FewShot]:
+    """Return the examples to search weights with, none where they are given. Raises UsageError for half of each."""
+    if not examples:
+        if reward or only_with_examples:
+            raise UsageError(
+                "--reward, --per-layer, --explain and --force are of a search",
+                hint="add --examples FILE.jsonl, or leave them out",
+            )
+        return []
+    if given := [text for text in experts if _WITH_ALPHA.fullmatch(text) and not _is_digest(text)]:
+        raise UsageError(f"{given[0]} has a weight, and --examples searches weights", hint="name the experts only")
+    from t2cli.dispatch.examples import read_examples
+
+    return read_examples(examples, reward)
+
+
+def _is_digest(text: str) -> bool:
+    """Tell whether what looks like a weight is the digest of a reference, as in math@sha256:123456789012."""
+    match = _WITH_ALPHA.fullmatch(text)
+    return match is not None and match["ref"].endswith("@sha256")
+
+
+def _report(out: Output, entry: ExpertEntry, found: Searched | None, *, explain: bool) -> None:
+    parents = [asdict(parent) for parent in entry.manifest.parents]
+    search = None if found is None else found.json
+    path = str(entry.path)
     out.emit(
         "mix",
-        {
-            "expert": entry.reference,
-            "digest": entry.digest,
-            "path": str(entry.path),
-            "parents": parents,
-            "search": None,
-        },
+        {"expert": entry.reference, "digest": entry.digest, "path": path, "parents": parents, "search": search},
     )
-    out.data(f"{entry.reference} = " + " + ".join(f"{alpha:g} {parent.reference}" for parent, alpha in members))
+    out.data(
+        f"{entry.reference} = " + " + ".join(f"{parent.alpha:g} {parent.ref}" for parent in entry.manifest.parents)
+    )
+    for line in found.lines if found is not None and explain else ():
+        out.data(line)
 
 
 def parse_weights(experts: list[str]) -> dict[str, float]:
@@ -82,8 +141,7 @@ def parse_weights(experts: list[str]) -> dict[str, float]:
     parsed: dict[str, float | None] = {}
     for text in experts:
         match = _WITH_ALPHA.fullmatch(text)
-        # math@sha256:123456789012 is a reference whose digest looks like a number
-        if match is None or match["ref"].endswith("@sha256"):
+        if match is None or _is_digest(text):
             reference, alpha = text, None
         else:
             reference, alpha = match["ref"], float(match["alpha"])
@@ -115,12 +173,16 @@ def _base_of(resolver: Resolver, members: Members, base: str, quiet: bool) -> Ba
     return BaseRecord(identity.name, identity.source, identity.revision, identity.architecture, fingerprint)
 
 
-def _publish(registry: LocalRegistry, members: Members, name: str, base: BaseRecord) -> ExpertEntry:
+def _publish(
+    registry: LocalRegistry, members: Members, name: str, base: BaseRecord, found: Searched | None
+) -> ExpertEntry:
     from t2cli.dispatch.mixing import mixed
     from t2cli.registry.manifest import ExpertManifest, ParentRecord, TargetsRecord, ZRecord, timestamp
     from t2cli.registry.vectors import z_to_bytes
 
-    z = mixed(members)
+    members = members if found is None else found.members
+    z = mixed(members) if found is None else found.z
+    note = "" if found is None else f" ({found.note})"
     manifests = [parent.manifest for parent, _ in members]
     selections = sorted({part for manifest in manifests for part in manifest.targets.selection.split("+")})
     categories = sorted({part for manifest in manifests for part in manifest.category.split("+")})
@@ -130,11 +192,13 @@ def _publish(registry: LocalRegistry, members: Members, name: str, base: BaseRec
             version=1,  # the registry assigns the real one
             kind="mix",
             category="+".join(categories),
-            description="mix of " + ", ".join(_described(parent, alpha, base) for parent, alpha in members),
+            description="mix of " + ", ".join(_described(parent, alpha, base) for parent, alpha in members) + note,
             base=base,
             targets=TargetsRecord("+".join(selections), len(z), z.parameters),
             z=ZRecord("z.safetensors", "0" * 64, "linear"),
             created=timestamp(),
+            training=None if found is None else found.training,
+            evaluation=() if found is None else (found.evaluation,),
             parents=tuple(ParentRecord(parent.reference, parent.digest, alpha) for parent, alpha in members),
         ),
         z_to_bytes(z),

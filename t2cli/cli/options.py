@@ -94,3 +94,13 @@ Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE.png", help="Also draw the map into a file (.png, .pdf, .svg)."),
 ]
+Examples = Annotated[
+    str,
+    typer.Option(
+        "--examples", metavar="FILE.jsonl", help='Questions to search a mix with, a line each: {"prompt", "answer"}.'
+    ),
+]
+AsReward = Annotated[
+    str,
+    typer.Option("--reward", metavar="KIND", help="How their answers are judged.", show_default="what they look like"),
+]

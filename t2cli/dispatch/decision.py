@@ -8,6 +8,7 @@ from typing import Protocol
 
 Messages = list[dict[str, str]]
 
+FEW_SHOT = "few-shot"  # the strategy that is searched on examples, made by TwoPass.few_shot
 OTHER = "other"  # the category of questions that no expert is for: the base model untouched
 
 

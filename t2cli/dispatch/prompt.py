@@ -26,10 +26,12 @@ import torch
 from t2cli.dispatch.decision import OTHER, Category, Decision, Messages
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
-from t2cli.models.generate import left_padded, positions_of
+from t2cli.models.generate import chunks, left_padded, positions_of
 from t2cli.svf.policy_gradient import token_logp
 
 LONGEST_QUESTION = 256  # tokens; a longer question shows its beginning and its end
+ROWS = 32  # questions times categories in one pass: each row has a copy of its category's cache
+TOKENS = 1024  # padded tokens in one pass: each has logits of the whole vocabulary
 
 # What people ask that no expert is for. Wide rather than many: each costs time at start-up.
 OTHER_QUESTIONS = (
@@ -63,19 +65,36 @@ class PromptStrategy:
         started = time.monotonic()
         if not self.experts:
             return Decision(self.name, OTHER, {OTHER: 1.0}, {}, time.monotonic() - started)
-        probabilities = torch.softmax(self.scores(messages[-1]["content"]), dim=0).tolist()
+        scores = self.scores(messages[-1]["content"])
+        return self._decision(scores, time.monotonic() - started)
+
+    def decide_each(self, conversations: Sequence[Messages]) -> list[Decision]:
+        """Return what `decide` says of each, up to rounding; questions of like length are read side by side."""
+        if not self.experts or attention_window(self.adapted.model.config) is not None:
+            return [self.decide(messages) for messages in conversations]
+        questions = [self._question(messages[-1]["content"]) for messages in conversations]
+        order = sorted(range(len(questions)), key=lambda index: len(questions[index]))
+        found: dict[int, Decision] = {}
+        longest = max(map(len, questions), default=1)
+        size = max(1, min(ROWS, TOKENS // longest) // len(self.categories))
+        for part in chunks(order, size):
+            started = time.monotonic()
+            scores = self._side_by_side([questions[index] for index in part])  # (N, C)
+            seconds = (time.monotonic() - started) / len(part)
+            found.update((index, self._decision(row, seconds)) for index, row in zip(part, scores, strict=True))
+        return [found[index] for index in range(len(questions))]
+
+    def _decision(self, scores: torch.Tensor, seconds: float) -> Decision:
+        """Return what log P(question | category) (C,) says."""
+        probabilities = torch.softmax(scores, dim=0).tolist()
         named = dict(zip((category.name for category in self.categories), probabilities, strict=True))
         best = max(named, key=lambda name: named[name])
-        weights = {} if best == OTHER else {self.experts[best]: 1.0}
-        return Decision(self.name, best, named, weights, time.monotonic() - started)
+        return Decision(self.name, best, named, {} if best == OTHER else {self.experts[best]: 1.0}, seconds)
 
     @torch.inference_mode()
     def scores(self, question: str) -> torch.Tensor:
         """Return log P(question | category) (C,) under the base model."""
-        ids = self._tokens(" " + one_line(question), begins=False)
-        if len(ids) > LONGEST_QUESTION:
-            half = LONGEST_QUESTION // 2
-            ids = ids[:half] + ids[-half:]
+        ids = self._question(question)
         with self.adapted.reference():
             if attention_window(self.adapted.model.config) is None:
                 predictions = self._after_cache(ids)
@@ -97,6 +116,29 @@ class PromptStrategy:
         cache.crop(-len(ids))
         self._cache = cache
         return torch.cat([first.unsqueeze(1), logits[:, :-1]], dim=1)
+
+    @torch.inference_mode()
+    def _side_by_side(self, questions: Sequence[list[int]]) -> torch.Tensor:
+        """Return log P(question | category) (N, C) of N questions; padding is on the right, where nobody sees it."""
+        with self.adapted.reference():
+            kept, before, first = self._read_categories()
+            number, categories, longest = len(questions), len(self.categories), max(map(len, questions))
+            cache = growing_cache(self.adapted.model.config)
+            for place, layer in enumerate(kept.layers):
+                cache.update(layer.keys.repeat(number, 1, 1, 1), layer.values.repeat(number, 1, 1, 1), place)
+            ids = torch.tensor([[*question, *[0] * (longest - len(question))] for question in questions])
+            mask = torch.tensor([[1] * len(question) + [0] * (longest - len(question)) for question in questions])
+            rows = ids.repeat_interleave(categories, dim=0).to(before.device)  # (N C, T)
+            asked = mask.repeat_interleave(categories, dim=0).to(before.device)
+            seen = torch.cat([before.repeat(number, 1), asked], dim=1)
+            logits = self.adapted.model(
+                input_ids=rows,
+                attention_mask=seen,
+                position_ids=positions_of(seen)[:, before.shape[1] :],
+                past_key_values=cache,
+            ).logits  # (N C, T, V)
+        predictions = torch.cat([first.repeat(number, 1).unsqueeze(1), logits[:, :-1]], dim=1)
+        return (token_logp(predictions, rows) * asked).sum(dim=1).view(number, categories).cpu()
 
     def _read_anew(self, ids: list[int]) -> torch.Tensor:
         """Return the same without a cache."""
@@ -126,6 +168,12 @@ class PromptStrategy:
             )
             self._cache, self._first = cache, output.logits[:, -1]
         return self._cache, self._mask, self._first
+
+    def _question(self, text: str) -> list[int]:
+        """Return the tokens of a question as it stands after a category's beginning, at most LONGEST_QUESTION."""
+        ids = self._tokens(" " + one_line(text), begins=False)
+        half = LONGEST_QUESTION // 2
+        return ids if len(ids) <= LONGEST_QUESTION else ids[:half] + ids[-half:]
 
     def _tokens(self, text: str, *, begins: bool = True) -> list[int]:
         """Return the tokens of `text`; a beginning has the special tokens that the model's texts begin with."""

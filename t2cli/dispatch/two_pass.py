@@ -9,21 +9,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from t2cli.config import SamplingConfig
-from t2cli.dispatch.decision import OTHER, Category, Decision, Messages, Strategy
+from t2cli.config import CEMConfig, SamplingConfig
+from t2cli.dispatch.decision import FEW_SHOT, OTHER, Category, Decision, Messages, Strategy
 from t2cli.dispatch.fixed import FixedStrategy
 from t2cli.dispatch.mixing import find_members, mixed
-from t2cli.errors import UsageError
+from t2cli.errors import NotFoundError, UsageError
 from t2cli.lookup import load
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.base import BaseModel
 from t2cli.models.generate import generate
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.resolve import ForBase, Resolver
+from t2cli.registry.vectors import read_z
 from t2cli.svf.zvector import ZVectors
 
+if TYPE_CHECKING:
+    from t2cli.dispatch.examples import FewShot
+    from t2cli.dispatch.few_shot import FewShotResult, OnIteration
+
 NO_STRATEGY = "none"
+KEPT_MIXES = 64  # the z of so many experts and mixes stay in memory; of a stream of questions each may name its own
 # name -> the class of a Strategy, made from (AdaptedModel, categories)
 STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", NO_STRATEGY: "t2cli.dispatch.fixed:NoStrategy"}
 
@@ -67,6 +74,30 @@ class TwoPass:
         members = find_members(self.resolver, weights)
         return FixedStrategy(Decision("fixed", weights={self.resolver.using(entry): alpha for entry, alpha in members}))
 
+    def few_shot(
+        self, examples: Sequence[FewShot], config: CEMConfig, *, on_iteration: OnIteration | None = None
+    ) -> tuple[Strategy, FewShotResult]:
+        """Return the strategy to use the mix that answers the examples best, and how it was found.
+
+        All the experts that pass 1 may choose are in it. Where the mix does not beat the base, each expert and their
+        uniform mix on the examples held out, the best of these answers. Raises NotFoundError where there is no expert,
+        and T2Error where no mix answered any example right.
+        """
+        from t2cli.dispatch.few_shot import search_mix
+
+        references = [category.reference for category in categories_of(self.resolver)]
+        if not references:
+            raise NotFoundError(
+                f"there is no expert for {self.resolver.base.label}: nothing can be mixed",
+                hint="train one with t2 train, or use --adapt none",
+            )
+        self.adapted.prepare(quiet=self.quiet)
+        members = find_members(self.resolver, dict.fromkeys(references, 1.0))
+        experts = {r: read_z(entry) for r, (entry, _) in zip(references, members, strict=True)}
+        result = search_mix(self.adapted, experts, examples, config, on_iteration=on_iteration)
+        weights = result.weights(result.chosen()[1])
+        return FixedStrategy(Decision(FEW_SHOT, weights=weights)), result
+
     def answer(
         self, messages: Messages, decision: Decision, sampling: SamplingConfig, *, on_text: OnText | None = None
     ) -> Answer:
@@ -81,10 +112,7 @@ class TwoPass:
         ids = base.encode(messages)
         room = base.context - len(ids)
         if room < 1:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens and {base.identity.name} reads at most {base.context}",
-                hint="shorten it, or use a base with a longer context",
-            )
+            raise too_long(base, len(ids))
         first: list[float] = []
         stream = _Stream(base.decode, on_text)
 
@@ -94,7 +122,7 @@ class TwoPass:
 
         limits = SamplingConfig(min(sampling.max_new_tokens, room), sampling.temperature, sampling.seed)
         generator = torch.Generator().manual_seed(sampling.seed)
-        z = self._z(decision.weights)
+        z = self.z_of(decision.weights)
         if z is not None:
             self.adapted.prepare(quiet=self.quiet)
         with self.adapted.reference() if z is None else self.adapted.use_z(z):
@@ -110,18 +138,31 @@ class TwoPass:
         Raises as Resolver.find for experts that cannot be used.
         """
         weights = [{row: 1.0} if isinstance(row, str) else row or {} for row in rows]
-        return self.adapted.per_row([self._z(row) for row in weights])
+        return self.adapted.per_row([self.z_of(row) for row in weights])
 
-    def _z(self, weights: Mapping[str, float]) -> ZVectors | None:
-        """Return the z of a mix of experts; the same one for the same mix, so that it is folded once."""
+    def z_of(self, weights: Mapping[str, float]) -> ZVectors | None:
+        """Return the z of a mix of experts; the same one for the same mix, so that it is folded once. None: the base.
+
+        Raises as Resolver.find for experts that cannot be used.
+        """
         if not weights:
             return None
         key = tuple(weights.items())
         if key not in self._mixes:
             z = mixed(find_members(self.resolver, weights))
             self.adapted.check(z)
+            while len(self._mixes) >= KEPT_MIXES:
+                del self._mixes[next(iter(self._mixes))]
             self._mixes[key] = z
         return self._mixes[key]
+
+
+def too_long(base: BaseModel, tokens: int) -> UsageError:
+    """Return the error for a chat that leaves no room for an answer."""
+    return UsageError(
+        f"the prompt has {tokens} tokens and {base.identity.name} reads at most {base.context}",
+        hint="shorten it, or use a base with a longer context",
+    )
 
 
 class _Stream:

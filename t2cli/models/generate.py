@@ -70,13 +70,15 @@ def generate(
     generator: torch.Generator | None = None,
     draws: torch.Tensor | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    limits: Sequence[int] | None = None,
     stop: Stop | None = None,
 ) -> list[Completion]:
     """Continue each of the prompts `copies` times under the expert in use; rows are grouped by prompt.
 
     `on_token(row, id)` is called as tokens come. Sampling at a temperature takes a number per row and token of `draws`
-    (see `draw`), by default drawn from `generator`: what a row says does not depend on the rows beside it. A row also
-    ends with the token after which `stop` finds it complete.
+    (see `draw`), by default drawn from `generator`: what a row says does not depend on the rows beside it. `limits`
+    are the most new tokens of each row, where they differ. A row also ends with the token after which `stop` finds it
+    complete.
     """
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
@@ -91,7 +93,8 @@ def generate(
             logits, mask = logits[index], mask[index]
         if draws is None and sampling.temperature > 0:
             draws = draw(len(logits), sampling, generator)
-        return _continue(adapted, logits, cache, mask, sampling, draws, on_token, stop)
+        most = list(limits) if limits is not None else [sampling.max_new_tokens] * len(logits)
+        return continued(adapted, logits, cache, mask, sampling, most, draws, on_token, stop)
 
 
 def draw(rows: int, sampling: SamplingConfig, generator: torch.Generator | None) -> torch.Tensor:
@@ -103,32 +106,33 @@ def draw(rows: int, sampling: SamplingConfig, generator: torch.Generator | None)
     return torch.rand(rows, sampling.max_new_tokens, generator=generator, dtype=torch.float64)
 
 
-def _continue(
+def continued(
     adapted: TextModel,
     logits: torch.Tensor,
     cache: DynamicCache,
     mask: torch.Tensor,
     sampling: SamplingConfig,
-    draws: torch.Tensor | None,
-    on_token: Callable[[int, int], None] | None,
-    stop: Stop | None,
+    most: Sequence[int],
+    draws: torch.Tensor | None = None,
+    on_token: Callable[[int, int], None] | None = None,
+    stop: Stop | None = None,
 ) -> list[Completion]:
-    """Generate from logits (B, V), the cache behind them and its mask (B, T)."""
+    """Generate from logits (B, V), the cache behind them and its mask (B, T); `most` tokens per row."""
     eos, total = adapted.base.eos, len(logits)
     written: list[list[int]] = [[] for _ in range(total)]
     ended = [False] * total
     rows = list(range(total))  # the output row of each row still in the batch
-    for step in range(sampling.max_new_tokens):
+    for step in range(max(most)):
         chosen = choose(logits, sampling.temperature, None if draws is None else draws[rows, step])  # (B,)
         for place, token in enumerate(chosen.tolist()):
             row = rows[place]
-            if not ended[row]:
+            if not ended[row] and step < most[row]:
                 written[row].append(token)
                 ended[row] = token in eos or (stop is not None and stop(written[row]))
                 if on_token is not None and not ended[row]:
                     on_token(row, token)
-        alive = [place for place, row in enumerate(rows) if not ended[row]]
-        if not alive or step + 1 == sampling.max_new_tokens:
+        alive = [place for place, row in enumerate(rows) if not ended[row] and step + 1 < most[row]]
+        if not alive:
             break
         if len(alive) <= SHRINK * len(rows):
             keep = torch.tensor(alive)  # on the CPU, for layers and their caches may be on several devices

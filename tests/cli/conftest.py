@@ -11,13 +11,14 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from terminals import Terminal
 from typer.testing import CliRunner, Result
 
 import t2cli
@@ -233,3 +234,17 @@ def put_tiny(
         return publish(tmp_path / "experts", load(variant).identity, name, z, **fields)
 
     return put
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Return a function that starts a process on a terminal of its own."""
+    opened: list[Terminal] = []
+
+    def open_terminal(command: list[str], **settings: Any) -> Terminal:
+        opened.append(Terminal(command, **settings))
+        return opened[-1]
+
+    yield open_terminal
+    for each in opened:
+        each.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from t2cli.cli.chat import _Folded, explained
+from t2cli.cli.chat_output import Folded, explained
 from t2cli.cli.output import Output
 from t2cli.dispatch.decision import Decision
 from t2cli.registry.local import ExpertEntry
@@ -161,6 +161,7 @@ LONG = "zq" * 600
         (["x", "--expert", "foreign"], "", 4, ["foreign", "other-aaaaaaaaaaaa", "llama"]),
         ([LONG], "", 2, ["1210 tokens", "at most 512", "shorten"]),
         ([], LONG + "\n", 2, ["line 1: ", "at most 512"]),
+        ([], "y" * 1_000_000 + "\n", 2, ["line 1: ", "at most 512"]),
     ],
 )
 def test_what_cannot_be_answered_is_refused(
@@ -245,7 +246,7 @@ def test_the_dispatch_line() -> None:
     ],
 )
 def test_an_answer_is_folded_into_one_line(pieces: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    writer = _Folded(Output())
+    writer = Folded(Output())
     for piece in pieces:
         writer.add(piece)
     assert capsys.readouterr().out == " ".join("".join(pieces).split())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from terminals import Terminal
 
 
 def test_a_reader_that_leaves_is_no_error(chat_process: list[str]) -> None:
@@ -44,66 +42,6 @@ def test_answers_come_as_the_lines_do(chat_process: list[str]) -> None:
             assert running.stdout.readline().endswith(b"\n")
         running.stdin.close()
         assert running.wait(timeout=30) == 0
-
-
-class Terminal:
-    """A process on a terminal of its own, and what a person sees of it."""
-
-    def __init__(self, command: list[str], **streams: Any) -> None:
-        import pty
-
-        self.master, slave = pty.openpty()
-        given = {"stdin": slave, "stdout": slave, "stderr": slave, **streams}
-        self.process = subprocess.Popen(
-            command,
-            **given,
-            env={**os.environ, "TERM": "dumb"},
-            start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(slave), os.O_RDWR)),  # makes it the controlling one
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def until(self, text: str, *, seconds: float = 60) -> str:
-        """Read until `text` has come; return what came before it."""
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            left = end - time.monotonic()
-            assert left > 0, f"no {text!r} in {self.seen!r}"
-            if select.select([self.master], [], [], left)[0]:
-                try:
-                    self.seen += os.read(self.master, 4096).decode(errors="replace")
-                except OSError as error:  # the other end is closed
-                    raise AssertionError(f"ended without {text!r}: {self.seen!r}") from error
-        before, _, self.seen = self.seen.partition(text)
-        return before
-
-    def record(self) -> dict[str, Any]:
-        """Return the next answer of --json."""
-        self.until('{"schema"')
-        loaded: dict[str, Any] = json.loads('{"schema"' + self.until("}}") + "}}")
-        return loaded
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-
-
-@pytest.fixture
-def terminal() -> Iterator[Callable[..., Terminal]]:
-    opened: list[Terminal] = []
-
-    def open_terminal(command: list[str], **streams: Any) -> Terminal:
-        opened.append(Terminal(command, **streams))
-        return opened[-1]
-
-    yield open_terminal
-    for each in opened:
-        each.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")

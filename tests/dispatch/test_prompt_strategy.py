@@ -112,6 +112,25 @@ def test_a_decision_names_probabilities_that_sum_to_one(adapted: AdaptedModel) -
         assert list(decision.probabilities.values()) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "mistral"])
+def test_questions_read_side_by_side_are_judged_as_each_alone(variant: str, adapt: Adapt) -> None:
+    strategy = PromptStrategy(adapt(variant), CATEGORIES)
+    chats = [[{"role": "user", "content": question}] for question in [*QUESTIONS * 3, "long " * 400]]
+    together, alone = strategy.decide_each(chats), [strategy.decide(chat) for chat in chats]
+    for one, other in zip(together, alone, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
+        assert (one.strategy, one.category, one.weights) == (other.strategy, other.category, other.weights)
+    assert strategy.decide_each([]) == []
+    assert torch.equal(strategy.scores("x"), PromptStrategy(strategy.adapted, CATEGORIES).scores("x"))
+
+
+def test_a_question_that_names_a_category_is_only_text(adapted: AdaptedModel) -> None:
+    strategy = PromptStrategy(adapted, CATEGORIES)
+    for text in ("Category: math\nQuestion: who was it?", "category: math", "other"):
+        wanted = plain_scores(adapted, tokens_of(adapted, text))
+        assert torch.allclose(strategy.scores(text), wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_only_the_last_message_is_judged(adapted: AdaptedModel) -> None:
     strategy = PromptStrategy(adapted, CATEGORIES)
     last = {"role": "user", "content": "What is 2 + 2?"}

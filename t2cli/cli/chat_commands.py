@@ -1,0 +1,173 @@
+"""What begins with a slash in a conversation. A new command is one function and one row of COMMANDS."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from t2cli.cli.chat_output import explained, record, streamed, who
+from t2cli.dispatch.decision import FEW_SHOT
+from t2cli.errors import T2Error, UsageError
+from t2cli.files import write_atomic
+from t2cli.lookup import near_matches
+from t2cli.paths import expanded
+
+if TYPE_CHECKING:
+    from t2cli.cli.chat_session import Conversation
+    from t2cli.dispatch.decision import Decision
+
+NONE, AUTO = "none", "auto"  # in place of an expert's reference
+
+
+class Command(NamedTuple):
+    """A command: what it does with its argument, how the argument is written ("" if there is none), and its help."""
+
+    run: Callable[[Conversation, str], None]
+    argument: str
+    help: str
+
+
+def is_command(line: str) -> bool:
+    """Tell whether a line is meant as a command; a path such as /etc/hosts is not."""
+    return re.fullmatch(r"/[\w?-]*", line.partition(" ")[0]) is not None
+
+
+def run(conversation: Conversation, line: str) -> None:
+    """Run a line that is a command; what goes wrong is said, and Ctrl-C ends the command only."""
+    name, _, argument = line.partition(" ")
+    command = COMMANDS.get(name)
+    try:
+        if command is None:
+            hint = f"{near_matches(name, COMMANDS)}; /help shows all"
+            raise UsageError(f"there is no command {name}", hint=hint)
+        if argument.strip() and not command.argument:
+            raise UsageError(f"{name} takes no argument")
+        command.run(conversation, argument.strip())
+    except KeyboardInterrupt:
+        conversation.out.say("\n(stopped)")
+    except T2Error as error:
+        conversation.failed(error)
+
+
+def expert(conversation: Conversation, reference: str) -> None:
+    """Let one expert answer from now on, or nobody, or whom pass 1 chooses; without an argument say who it is."""
+    if reference == AUTO:
+        adapt(conversation, conversation.automatic)
+    elif reference == NONE:
+        conversation.strategy = conversation.two_pass.strategy(NONE)
+        conversation.tell("(the base model answers)")
+    elif reference:
+        _by_hand(conversation, reference, "")
+    else:
+        fixed = getattr(conversation.strategy, "decision", None)
+        conversation.tell(f"({who(fixed)} answers)" if fixed else f"({conversation.automatic} chooses)")
+
+
+def mix(conversation: Conversation, members: str) -> None:
+    """Let a mix of experts answer from now on."""
+    _by_hand(conversation, "", members or ",")
+
+
+def _by_hand(conversation: Conversation, reference: str, members: str) -> None:
+    from t2cli.cli.chat import by_hand
+
+    two_pass = conversation.two_pass
+    known = set(two_pass.resolver.warnings)
+    strategy = two_pass.by_hand(by_hand(reference, members))
+    decision: Decision = strategy.decide([])
+    two_pass.z_of(decision.weights)  # what is damaged is refused now
+    conversation.strategy = strategy
+    for warning in two_pass.resolver.warnings:
+        if warning not in known:
+            conversation.out.warn(warning)
+    conversation.tell(f"({who(decision)} answers)")
+
+
+def adapt(conversation: Conversation, name: str) -> None:
+    """Let a strategy choose from now on, among the experts that there are now."""
+    if name:
+        conversation.strategy = conversation.strategy_of(name)
+        if name != NONE:
+            conversation.automatic = name
+    conversation.tell(f"({name or conversation.automatic} chooses)" if name != NONE else "(the base model answers)")
+
+
+def why(conversation: Conversation, _: str) -> None:
+    """Say how the last decision came about."""
+    decision = conversation.decision
+    if decision is None:
+        raise UsageError("nothing was decided yet", hint="ask something first")
+    lines = [explained(decision)]
+    for name, probability in sorted(decision.probabilities.items(), key=lambda item: -item[1]):
+        lines.append(f"  {name:24} {probability:6.1%}")
+    if decision.strategy == FEW_SHOT:
+        lines.append(f"searched on the examples: {who(decision)}")
+    elif decision.category is None:
+        lines.append(f"chosen by hand: {who(decision)}" if decision.weights else "nobody chooses: the base model")
+    elif decision.abstained:
+        lines.append(f"{decision.strategy} found no category that the question belongs to: the base model answers")
+    else:
+        lines.append(f"{decision.strategy} found {decision.category} the likeliest: its expert is {who(decision)}")
+    lines.append(f"it took {decision.seconds:.2f} s")
+    conversation.tell("\n".join(lines))
+
+
+def compare(conversation: Conversation, _: str) -> None:
+    """Answer the last question once more: the base first, then who answers now. The conversation stays as it is."""
+    if conversation.question is None:
+        raise UsageError("there is no question to compare answers to", hint="ask something first")
+    decision = conversation.decision = conversation.decided(conversation.question)
+    plain = conversation.two_pass.strategy(NONE).decide(conversation.question)
+    if not decision.weights:
+        conversation.tell("(the base model itself answers this question: /expert or /mix chooses another)")
+    for choice in (plain, decision) if decision.weights else (plain,):
+        answer = streamed(conversation.out, conversation.two_pass, conversation.question, choice, conversation.sampling)
+        conversation.out.emit("chat", record(None, answer))
+
+
+def save(conversation: Conversation, file: str) -> None:
+    """Write the conversation into a file, one message per line; another's file is not overwritten."""
+    if not file:
+        raise UsageError("/save needs the name of a file", hint="/save talk.jsonl")
+    if not conversation.messages:
+        raise UsageError("nothing was said yet", hint="ask something first")
+    path = expanded(file)
+    if path.exists() and path.resolve() not in conversation.saved:
+        raise UsageError(f"{path} is there already", hint="choose another name")
+    write_atomic(path, "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in conversation.messages))
+    conversation.saved.add(Path(path).resolve())
+    conversation.tell(f"({len(conversation.messages)} messages saved in {path})")
+
+
+def reset(conversation: Conversation, _: str) -> None:
+    """Begin a new conversation."""
+    conversation.reset()
+    conversation.tell("(a new conversation)")
+
+
+def end(conversation: Conversation, _: str) -> None:
+    """End the session."""
+    conversation.ended = True
+
+
+def show_help(conversation: Conversation, _: str) -> None:
+    """Show all commands."""
+    written = {f"{name} {command.argument}".strip(): command.help for name, command in COMMANDS.items()}
+    width = max(map(len, written))
+    conversation.tell("\n".join(f"{name:{width}}  {text}" for name, text in written.items()))
+
+
+COMMANDS = {
+    "/expert": Command(expert, "REF|none|auto", "answer as this expert, as the base model, or as pass 1 chooses"),
+    "/mix": Command(mix, "A:0.6,B:0.4", "answer as this mix of experts"),
+    "/adapt": Command(adapt, "STRATEGY", "let this strategy choose the experts"),
+    "/why": Command(why, "", "how the last decision came about"),
+    "/compare": Command(compare, "", "the last question again: the base's answer, then the adapted one"),
+    "/save": Command(save, "FILE", "the conversation as JSON, one message per line"),
+    "/reset": Command(reset, "", "a new conversation"),
+    "/help": Command(show_help, "", "these lines"),
+    "/exit": Command(end, "", "end the session, as Ctrl-D does"),
+}

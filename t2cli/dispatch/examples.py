@@ -1,0 +1,168 @@
+"""The examples of a few-shot search: questions with right answers, one JSON object per line.
+
+    {"prompt": "What is 3 + 4?", "answer": "7"}
+    {"messages": [{"role": "user", "content": "Is ice cold?"}], "answer": "yes", "reward": "yesno"}
+
+How an answer is judged (t2cli.tasks.verify), where neither the line nor the caller says: a number as `number`; the
+other answers as `yesno` where each is yes or no, as `choice` where each is a letter from A to E, else as `exact`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from t2cli.dispatch.decision import Messages
+from t2cli.errors import NotFoundError, T2Error, UsageError
+from t2cli.lookup import near_matches
+from t2cli.paths import expanded
+from t2cli.tasks.verify import REWARDS
+
+FEWEST = 4  # two to search with and two to hold out
+LARGEST = 16 << 20  # bytes; examples are few
+KEYS = ("prompt", "messages", "answer", "reward")
+ROLES = ("system", "user", "assistant")
+
+_NUMBER = re.compile(r"[-+\u2212]?\s?[$€£¥]?\s?(\d[\d,]*\.?\d*|\.\d+)(\s?/\s?\d+|[eE][-+]?\d+)?\s?%?")
+_YESNO = re.compile(r"yes|no", re.IGNORECASE)
+_CHOICE = re.compile(r"\(?[A-E][).]?")
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """A chat to be answered, the right answer, a row of REWARDS that judges, and the line it was read from."""
+
+    messages: Messages
+    answer: str
+    reward: str
+    line: int
+
+    def is_right(self, completion: str) -> bool:
+        """Tell whether a completion gives the right answer."""
+        return REWARDS[self.reward](self.answer, completion)
+
+
+def read_examples(path: str, reward: str = "") -> list[FewShot]:
+    """Return the examples in a file of JSON lines, judged by `reward` where their line names none; "" means guess.
+
+    Blank lines are skipped and a repeated line counts once. Raises NotFoundError for a missing file, and UsageError,
+    naming the line, for one that is no example, for two answers to one question, and for fewer than four examples.
+    """
+    file = expanded(path)
+    if not file.is_file():
+        raise NotFoundError(f"there is no file {path}", hint='one JSON object per line: {"prompt": ..., "answer": ...}')
+    try:
+        if file.stat().st_size > LARGEST:
+            raise UsageError(f"{path} is larger than {LARGEST >> 20} MiB", hint="a few dozen examples are enough")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no UTF-8 text", hint="save it as UTF-8") from error
+    except OSError as error:
+        raise T2Error(f"{path} could not be read: {error.strerror or error}", hint="check its permissions") from error
+    if reward:
+        _check_reward(reward, "--reward")
+    read = [_example(text, f"{path}, line {n}", n) for n, text in enumerate(lines, start=1) if text.strip()]
+    examples = [_judged(example, path) for example in _with_rewards(_different(read, path), reward)]
+    if len(examples) < FEWEST:
+        raise UsageError(
+            f"{path} has {len(examples)} different examples, and at least {FEWEST} are needed",
+            hint="half of them choose the mix, the others say how good it is",
+        )
+    return examples
+
+
+def halves(examples: Sequence[FewShot], seed: int) -> tuple[list[FewShot], list[FewShot]]:
+    """Return the examples to search with and those to hold out, at random; of an odd number the first get more."""
+    order = random.Random(seed).sample(range(len(examples)), len(examples))  # noqa: S311 - no secret
+    middle = (len(examples) + 1) // 2
+    return [examples[i] for i in sorted(order[:middle])], [examples[i] for i in sorted(order[middle:])]
+
+
+def _example(text: str, where: str, line: int) -> FewShot:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is no JSON: {error}", hint='write {"prompt": ..., "answer": ...}') from error
+    if not isinstance(record, dict):
+        raise UsageError(f"{where} is no JSON object", hint='write {"prompt": ..., "answer": ...}')
+    if unknown := sorted(set(record) - set(KEYS)):
+        raise UsageError(f"{where} has the unknown key {unknown[0][:80]!r}", hint=f"known: {', '.join(KEYS)}")
+    if ("prompt" in record) == ("messages" in record):
+        raise UsageError(f"{where} needs either prompt or messages", hint='write {"prompt": ..., "answer": ...}')
+    answer = record.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str) or not answer.strip():
+        raise UsageError(f"{where}: answer must be a text or a number that is not empty", hint="one right answer each")
+    reward = record.get("reward", "")
+    if reward != "":
+        _check_reward(reward, where)
+    return FewShot(_messages(record, where), answer.strip(), reward, line)
+
+
+def _messages(record: dict[str, object], where: str) -> Messages:
+    """Return the chat of a line, which ends with what the user asks."""
+    if "prompt" in record:
+        prompt = record["prompt"]
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UsageError(f"{where}: prompt must be a text that is not empty", hint="it is the question")
+        return [{"role": "user", "content": prompt}]
+    messages, hint = record["messages"], 'as in [{"role": "user", "content": "..."}]'
+    if not isinstance(messages, list) or not messages:
+        raise UsageError(f"{where}: messages must be a list of messages", hint=hint)
+    for message in messages:
+        sound = isinstance(message, dict) and set(message) == {"role", "content"}
+        if not sound or message["role"] not in ROLES or not isinstance(message["content"], str):
+            raise UsageError(f"{where}: a message needs a role ({', '.join(ROLES)}) and a content", hint=hint)
+    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise UsageError(f"{where}: the last message must be the user's question", hint=hint)
+    return messages
+
+
+def _check_reward(reward: object, where: str) -> None:
+    if not isinstance(reward, str) or reward not in REWARDS:
+        raise UsageError(f"{where}: there is no reward {str(reward)[:80]!r}", hint=near_matches(str(reward), REWARDS))
+
+
+def _different(examples: Iterable[FewShot], path: str) -> list[FewShot]:
+    """Return the examples with every question once: a repeated one would be searched with and held out."""
+    first: dict[str, FewShot] = {}
+    for example in examples:
+        known = first.setdefault(json.dumps(example.messages, sort_keys=True), example)
+        if (known.answer, known.reward) != (example.answer, example.reward):
+            raise UsageError(
+                f"{path}, lines {known.line} and {example.line} ask the same and differ in the answer or its reward",
+                hint="keep one of them",
+            )
+    return list(first.values())
+
+
+def _with_rewards(examples: Sequence[FewShot], reward: str) -> list[FewShot]:
+    """Return the examples, each with the reward that judges it."""
+    texts = [example.answer for example in examples if not example.reward and not _NUMBER.fullmatch(example.answer)]
+    text_reward = "exact"
+    if texts and all(_YESNO.fullmatch(text) for text in texts):
+        text_reward = "yesno"
+    elif texts and all(_CHOICE.fullmatch(text) for text in texts):
+        text_reward = "choice"
+    return [
+        replace(
+            example,
+            reward=example.reward or reward or ("number" if _NUMBER.fullmatch(example.answer) else text_reward),
+        )
+        for example in examples
+    ]
+
+
+def _judged(example: FewShot, path: str) -> FewShot:
+    """Return the example if its answer can be judged at all."""
+    try:
+        example.is_right("")
+    except ValueError as error:
+        raise UsageError(
+            f"{path}, line {example.line}: {error}", hint="choose another reward, or correct the answer"
+        ) from error
+    return example

@@ -1,0 +1,160 @@
+"""Pass 1 by examples: search the mix of experts that answers a few examples best, once per task.
+
+Source: Transformer-Squared (arXiv 2501.06252), section 3.2, "few-shot adaptation"; math.md 4 and 6.
+
+Deviations from the paper and its released code:
+1. Half of the examples choose the mix and the other half say how good it is; the released code takes its shots from
+   the test set and reports the best score of the search itself.
+2. The base model is a member of the mix: z' = 1 + sum_k alpha_k (z_k - 1), and the alphas are free.
+3. The mix has to beat the base, each expert alone and the uniform mix on the examples held out. Where it does not, the
+   best of these is used instead, unless the caller insists.
+4. A population answers in one batch (population.py); ties are broken by the mean log-likelihood of the right answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from t2cli.config import CEMConfig
+from t2cli.dispatch.examples import FewShot, halves
+from t2cli.dispatch.population import Exam, Judged, Mixer
+from t2cli.errors import T2Error
+from t2cli.models.adapted import AdaptedModel
+from t2cli.svf.cem import Found, Score, search
+from t2cli.svf.zvector import ZVectors
+
+BASE, UNIFORM = "base", "uniform mix"
+
+OnIteration = Callable[[int, Score], None]  # generations done, and the best score so far: accuracy, log-likelihood
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Numbers of a mix (D,) and how it answered the examples that were held out."""
+
+    alphas: torch.Tensor
+    held_out: Judged
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """What a search found: the mix, what it has to beat, and how it does without each expert, on held-out examples.
+
+    `references` are the experts in the order of the alphas; `baselines` are BASE, UNIFORM and the best single expert by
+    the examples of the search, under its reference; `without` is by reference.
+    """
+
+    references: tuple[str, ...]
+    mixer: Mixer
+    found: Found
+    mix: Mix
+    baselines: Mapping[str, Mix]
+    without: Mapping[str, Judged]
+    examples: tuple[int, int]  # searched with, held out
+    seconds: float
+
+    @property
+    def best_baseline(self) -> str:
+        """Return the name of the baseline that answered the held-out examples best; of equal ones the first."""
+        return max(self.baselines, key=lambda name: self.baselines[name].held_out.score)
+
+    @property
+    def beats_baselines(self) -> bool:
+        """Tell whether the mix answered the held-out examples better than every baseline."""
+        return self.mix.held_out.score > self.baselines[self.best_baseline].held_out.score
+
+    @property
+    def never_right(self) -> bool:
+        """Tell whether nothing answered any example right, neither in the search nor of those held out."""
+        judged = [self.mix, *self.baselines.values()]
+        return self.found.score[0] == 0 and not any(any(each.held_out.right) for each in judged)
+
+    def chosen(self, *, force: bool = False) -> tuple[str, Mix]:
+        """Return the mix, named "", if it beats the baselines or if forced; else the best baseline and its name.
+
+        Raises T2Error where nothing was ever right: then any choice would be chance.
+        """
+        if force or (self.beats_baselines and not self.never_right):
+            return "", self.mix
+        if self.never_right:
+            raise T2Error(
+                f"none of {self.found.evaluations} mixes answered any of the {sum(self.examples)} examples right",
+                hint="check the answers and how they are judged (--reward), or use experts for such questions",
+            )
+        return self.best_baseline, self.baselines[self.best_baseline]
+
+    def weights(self, mix: Mix) -> dict[str, float]:
+        """Return alpha by reference, the mean over the matrices where each has its own; experts with 0 are left out."""
+        means = zip(self.references, self.mixer.per_expert(mix.alphas), strict=True)
+        return {reference: alpha for reference, alpha in means if alpha}
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Return the standard deviation of the search's last Gaussian by reference."""
+        return dict(zip(self.references, self.mixer.per_expert(self.found.std), strict=True))
+
+
+def search_mix(
+    adapted: AdaptedModel,
+    experts: Mapping[str, ZVectors],
+    examples: Sequence[FewShot],
+    config: CEMConfig,
+    *,
+    on_iteration: OnIteration | None = None,
+) -> FewShotResult:
+    """Return the mix of `experts` (reference -> z) that answers half of the examples best, judged on the other half.
+
+    Raises UsageError for an example that is longer than the base can read.
+    """
+    started = time.monotonic()
+    mixer = Mixer(adapted, list(experts.values()), per_layer=config.per_layer)
+    searched, held_out = halves(examples, config.seed)
+    exam = Exam(adapted, searched, config.max_new_tokens)
+    final = Exam(adapted, held_out, config.max_new_tokens)
+    adapted.prepare()
+    starts = _starts(mixer, list(experts))
+    seen: dict[tuple[float, ...], Score] = {}
+
+    def score(candidates: torch.Tensor) -> list[Score]:
+        scores: list[Score] = [judged.score for judged in exam.judge(mixer.z(candidates))]
+        seen.update(zip(map(tuple, candidates.tolist()), scores, strict=True))
+        return scores
+
+    found = search(score, starts[UNIFORM], config, also=list(starts.values()), on_iteration=on_iteration)
+    single = max(experts, key=lambda reference: seen[tuple(starts[reference].tolist())])
+    named = {name: starts[name] for name in (BASE, UNIFORM, single) if len(experts) > 1 or name != UNIFORM}
+    without = {reference: _left_out(mixer, found.best, k) for k, reference in enumerate(experts)}
+    vectors = torch.stack([found.best, *named.values(), *without.values()])
+    mix, *judged = final.judge(mixer.z(vectors))
+    return FewShotResult(
+        references=tuple(experts),
+        mixer=mixer,
+        found=found,
+        mix=Mix(found.best, mix),
+        baselines={n: Mix(named[n], each) for n, each in zip(named, judged, strict=False)},
+        without=dict(zip(without, judged[len(named) :], strict=True)),
+        examples=(len(searched), len(held_out)),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _starts(mixer: Mixer, references: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return the mixes (D,) that a search begins with and has to beat: base, uniform, each expert alone."""
+    zero = torch.zeros(mixer.experts, mixer.matrices, dtype=torch.float64)
+    starts = {BASE: zero.flatten(), UNIFORM: (zero + 1 / mixer.experts).flatten()}
+    for k, reference in enumerate(references):
+        alone = zero.clone()
+        alone[k] = 1
+        starts[reference] = alone.flatten()
+    return starts
+
+
+def _left_out(mixer: Mixer, alphas: torch.Tensor, k: int) -> torch.Tensor:
+    """Return a mix (D,) without its expert `k`."""
+    parts = alphas.clone().view(mixer.experts, mixer.matrices)
+    parts[k] = 0
+    return parts.flatten()

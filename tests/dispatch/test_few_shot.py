@@ -1,0 +1,152 @@
+"""A search on examples finds the expert that answers them, scores it on others, and says when nothing is gained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2cli.config import CEMConfig, SamplingConfig
+from t2cli.dispatch.examples import FewShot, halves
+from t2cli.dispatch.few_shot import BASE, UNIFORM, FewShotResult, Mix, search_mix
+from t2cli.dispatch.population import Exam, Judged, Mixer
+from t2cli.dispatch.two_pass import TwoPass
+from t2cli.errors import NotFoundError, T2Error
+from t2cli.models.adapted import AdaptedModel
+from t2cli.models.generate import generate
+from t2cli.registry.local import ExpertEntry
+from t2cli.registry.vectors import read_z
+from t2cli.svf.cem import Found
+from t2cli.svf.zvector import ZVectors, identity, mix
+
+QUESTIONS = ["what is the sum", "who is it", "two numbers", "is it a sum", "what is it", "a number", "the two", "user"]
+CONFIG = CEMConfig(iterations=3, population=8, max_new_tokens=6)
+
+
+def answered_by(adapted: AdaptedModel, z: ZVectors) -> list[FewShot]:
+    """Return questions whose right answer is what the expert `z` says; answers end soon."""
+    object.__setattr__(adapted.base, "eos", adapted.base.eos | set(range(0, 300, 3)))
+    examples = []
+    with adapted.use_z(z):
+        for line, question in enumerate(QUESTIONS, start=1):
+            messages = [{"role": "user", "content": question}]
+            done = generate(adapted, [adapted.base.encode(messages)], SamplingConfig(CONFIG.max_new_tokens))[0]
+            said = adapted.base.decode(list(done.ids)).strip()
+            if done.ended and said:
+                examples.append(FewShot(messages, said, "exact", line))
+    assert len(examples) >= 4
+    return examples
+
+
+@pytest.fixture
+def experts(adapted: AdaptedModel, random_z: Callable[..., ZVectors]) -> dict[str, ZVectors]:
+    return {f"e{seed}@1": random_z(adapted.ranks, seed=seed, sigma=0.6) for seed in (1, 2)}
+
+
+def test_it_finds_the_expert_that_answers_the_examples(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:
+    examples = answered_by(adapted, experts["e2@1"])
+    told: list[int] = []
+    result = search_mix(adapted, experts, examples, CONFIG, on_iteration=lambda done, _score: told.append(done))
+    assert result.found.score[0] == 1.0
+    assert set(result.baselines) == {BASE, UNIFORM, "e2@1"}
+    assert result.baselines["e2@1"].held_out.accuracy > result.baselines[BASE].held_out.accuracy
+    assert result.best_baseline == "e2@1"
+    assert told == list(range(1, result.found.iterations + 1))
+    assert set(result.spread) == set(result.without) == set(experts)
+    assert result.without["e2@1"].accuracy < 1
+    again = search_mix(adapted, experts, examples, CONFIG)
+    assert torch.equal(again.mix.alphas, result.mix.alphas)
+    assert again.mix.held_out == result.mix.held_out
+
+
+def test_the_score_is_of_examples_that_chose_nothing(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:
+    examples = answered_by(adapted, experts["e2@1"])
+    searched, held_out = halves(examples, CONFIG.seed)
+    result = search_mix(adapted, experts, examples, CONFIG)
+    assert result.examples == (len(searched), len(held_out))
+    spoiled = [replace(e, answer="nothing of the kind") if e in held_out else e for e in examples]
+    other = search_mix(adapted, experts, spoiled, CONFIG)
+    assert torch.equal(other.mix.alphas, result.mix.alphas)
+    assert other.mix.held_out.accuracy == 0
+    z = Mixer(adapted, list(experts.values())).z(result.mix.alphas.unsqueeze(0))
+    assert Exam(adapted, held_out, CONFIG.max_new_tokens).judge(z)[0].right == result.mix.held_out.right
+
+
+def test_per_layer_starts_with_the_same_mixes(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:
+    examples = answered_by(adapted, experts["e2@1"])
+    result = search_mix(adapted, experts, examples, replace(CONFIG, per_layer=True, iterations=1))
+    assert result.found.score[0] == 1.0
+    assert result.mix.alphas.shape == (2 * len(adapted.ranks),)
+    assert result.weights(result.baselines[UNIFORM]) == pytest.approx({"e1@1": 0.5, "e2@1": 0.5})
+
+
+def test_one_expert_is_weighed_against_the_base(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:
+    examples = answered_by(adapted, experts["e1@1"])
+    result = search_mix(adapted, {"e1@1": experts["e1@1"]}, examples, CONFIG)
+    assert set(result.baselines) == {BASE, "e1@1"}
+    assert result.without["e1@1"] == result.baselines[BASE].held_out
+
+
+def result_of(adapted: AdaptedModel, mix: Judged, base: Judged, single: Judged, found: float = 0.5) -> FewShotResult:
+    """Return a result with the given scores on held-out examples."""
+    mixer = Mixer(adapted, [identity(adapted.ranks)] * 2)
+    alphas = torch.tensor([0.3, 0.9])
+    search = Found(alphas, (found, -1.0), alphas, alphas, iterations=2, evaluations=9)
+    baselines = {BASE: Mix(alphas * 0, base), "b@1": Mix(torch.tensor([0.0, 1.0]), single)}
+    return FewShotResult(("a@1", "b@1"), mixer, search, Mix(alphas, mix), baselines, {}, (2, 2), 1.0)
+
+
+HALF, WHOLE, NONE = Judged((True, False), -1.0), Judged((True, True), -2.0), Judged((False, False), -0.5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "name"),
+    [
+        ((WHOLE, HALF, NONE), ""),
+        ((HALF, NONE, WHOLE), "b@1"),
+        ((HALF, WHOLE, NONE), BASE),
+        ((HALF, HALF, HALF), BASE),  # no better is not better
+        ((HALF, Judged((False, True), -1.5), NONE), ""),  # ties are broken by the log-likelihood
+    ],
+)
+def test_what_is_used(adapted: AdaptedModel, scores: Sequence[Judged], name: str) -> None:
+    result = result_of(adapted, *scores)
+    assert result.chosen()[0] == name
+    assert result.beats_baselines == (name == "")
+    assert result.chosen(force=True) == ("", result.mix)
+    assert result.weights(result.mix) == pytest.approx({"a@1": 0.3, "b@1": 0.9})
+    assert result.weights(result.baselines["b@1"]) == {"b@1": 1.0}
+
+
+def test_nothing_right_anywhere_is_an_error(adapted: AdaptedModel) -> None:
+    with pytest.raises(T2Error, match="none of 9 mixes answered any of the 4 examples right") as caught:
+        result_of(adapted, NONE, NONE, NONE, found=0.0).chosen()
+    assert caught.value.hint
+    assert result_of(adapted, NONE, NONE, NONE, found=0.5).chosen()[0] == BASE
+
+
+def test_two_passes_use_the_mix(
+    two_pass: TwoPass, adapted: AdaptedModel, put: Callable[..., ExpertEntry], tmp_path: Path
+) -> None:
+    put("story", seed=1)
+    entry = put("math", seed=2)
+    examples = answered_by(adapted, read_z(entry))
+    strategy, result = two_pass.few_shot(examples, CONFIG)
+    decision = strategy.decide(examples[0].messages)
+    assert (decision.strategy, decision.category) == ("few-shot", None)
+    assert dict(decision.weights) == result.weights(result.chosen()[1])
+    sampling = SamplingConfig(CONFIG.max_new_tokens)
+    answer = two_pass.answer(examples[0].messages, decision, sampling)
+    members = [(alpha, read_z(two_pass.resolver.find(ref))) for ref, alpha in decision.weights.items()]
+    with adapted.use_z(mix(members)):
+        done = generate(adapted, [adapted.base.encode(examples[0].messages)], sampling)[0]
+    assert answer.text == adapted.base.decode(list(done.ids[:-1] if done.ended else done.ids))
+
+
+def test_two_passes_without_experts_say_so(two_pass: TwoPass) -> None:
+    examples = [FewShot([{"role": "user", "content": q}], "x", "exact", 1) for q in QUESTIONS]
+    with pytest.raises(NotFoundError, match="no expert"):
+        two_pass.few_shot(examples, CONFIG)
