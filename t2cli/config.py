@@ -48,13 +48,13 @@ class TrainConfig:
     baseline: str = "leave-one-out"
     optimizer: str = "adamw"
     beta2: float = 0.99  # of Adam's mean of squared gradients
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     schedule: str = "cosine"
     warmup_steps: int = 3
     final_learning_rate: float = 0.1  # cosine decay ends at this share of learning_rate
     kl_coefficient: float = 0.02  # at 0 the base is not asked, and no KL is known
     max_gradient_norm: float = 1.0
-    max_relative_step: float = 1e-3  # of ||W'_new - W'|| / ||W||, times the schedule's share; 0: no bound
+    max_relative_step: float = 2.5e-3  # of ||W'_new - W'|| / ||W||, times the schedule's share; 0: no bound
     weight_decay: float = 0.0
     population: int = 16  # evolution: candidates per step, in pairs
     sigma: float = 0.02  # evolution: standard deviation of a candidate's p
@@ -63,7 +63,7 @@ class TrainConfig:
     validation_examples: int = 100
     retries: int = 2  # of a policy that collapsed: from the best checkpoint, with half the learning rate
     patience: int = 0  # validations without a better checkpoint before the run ends; 0: it never ends early
-    evaluation_examples: int = 300
+    evaluation_examples: int = 500
     selection: str = "all"
     seed: int = 0
 
@@ -99,6 +99,7 @@ _SINGLE = TrainConfig(
     group=1,
     baseline="none",
     beta2=0.999,
+    learning_rate=2e-3,
     warmup_steps=0,
     max_gradient_norm=1e-3,
     max_relative_step=0.0,

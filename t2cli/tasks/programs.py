@@ -107,8 +107,8 @@ def _of_text(
 _LETTERS = tuple("aeinorst")
 _JOINTS = ("-", "_", "/", "+", ", ", " ")
 
-# Chosen by what the default base does with them: what it gets right nearly always ("x > 3", "the length of") leaves
-# nothing to learn and was left out.
+# What the default base gets right nearly always ("x > 3", "the length of") leaves nothing to learn and was left out;
+# code.yaml chooses among the rest.
 FAMILIES: Mapping[str, Family] = {
     "add": _of_number("{x} plus {k}", "the sum of {x} and {k}", right=lambda k, w, x: x + k),
     "subtract_from": _of_number("{k} minus {x}", right=lambda k, w, x: k - x),
