@@ -125,7 +125,7 @@ def test_a_pull_shows_its_bytes_at_a_terminal_only(
     total = sum((entry.path / name).stat().st_size for name in ("expert.yaml", "z.safetensors"))
     hub.slow = 0.2  # so that the bar is drawn again between the files
     seen = at_a_terminal("pull", NAME)
-    assert re.search(r"pull: +\d+%\|.*\d/" + f"{total / 1000:.2f}k", seen), seen
+    assert re.search(r"pull: +\d+%\|.*\dk?/" + f"{total / 1000:.2f}k", seen), seen
     for place, (arguments, watched) in enumerate([(("--quiet",), at_a_terminal), ((), lambda *a: t2(*a).stderr)]):
         monkeypatch.setenv("T2_REGISTRY", str(tmp_path / f"silent{place}"))
         assert "pull:" not in watched("pull", NAME, *arguments)
