@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2cli.tasks.verify import REWARDS, choice, exact, extract_number, number, word, yesno
+from t2cli.tasks.verify import REWARDS, choice, exact, extract_number, number, term, word, yesno
 
 NUMBERS = [
     # plain, signs, decimals
@@ -324,6 +324,26 @@ NAMES = ("Tayo", "Ayan", "Aaron", "Aaron-James", "Will", "Chad")
 )
 def test_word_accepts_only_the_one_candidate(answer: str, completion: str, right: bool) -> None:
     assert word(answer, completion, NAMES) is right
+
+
+KIN = ["father", "mother", "father-in-law", "grandfather"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion", "right"),
+    [
+        ("father", "Father.", True),
+        ("father", "Edward is the FATHER of Finn", True),
+        ("father", "father-in-law", False),
+        ("father-in-law", "the father-in-law", True),
+        ("father", "the grandfather", False),
+        ("father", "his father or his mother", False),
+        ("father", "an uncle", False),
+        ("father", "", False),
+    ],
+)
+def test_term_accepts_only_the_one_of_a_list_in_any_case(answer: str, completion: str, right: bool) -> None:
+    assert term(answer, completion, KIN) is right
 
 
 @given(st.lists(st.sampled_from(NAMES), max_size=6))
