@@ -40,6 +40,8 @@ _WITH_ALPHA = re.compile(
 
 
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Search a weight for every matrix of every expert.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Say what the search found, in full.")]
+Force = Annotated[bool, typer.Option("--force", help="Publish the mix that was found even if it is no better.")]
 Iterations = Annotated[int, typer.Option("--iterations", min=1, max=100, help="Generations of the search, at most.")]
 
 
@@ -53,10 +55,8 @@ def mix(
     reward: AsReward = "",
     per_layer: PerLayer = False,
     iterations: Iterations = CEMConfig.iterations,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what the search found, in full.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Publish the mix that was found even if it is no better.")
-    ] = False,
+    explain: Explain = False,
+    force: Force = False,
     allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,

@@ -125,7 +125,7 @@ def draw(
     source = source or open_source(spec)
     open_rows = list(spec.mixture)
     seeds = {row.name: stream_seed(seed, split, row.name) for row in open_rows}
-    streams = {row.name: source.stream(row, split, seeds[row.name]) for row in open_rows}
+    streams = {row.name: _kept(row, source.stream(row, split, seeds[row.name])) for row in open_rows}
     drawn: list[Drawn] = []
     seen: set[int] = set()
     while len(drawn) < n and open_rows:
@@ -147,6 +147,14 @@ def draw(
         )
     rng.shuffle(drawn)
     return drawn
+
+
+def _kept(row: Row, stream: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items of a row that it does not skip."""
+    if row.skip is None:
+        return stream
+    skipped = re.compile(row.skip)
+    return (item for item in stream if not skipped.fullmatch(item.answer))
 
 
 def _take(stream: Iterator[Item], split: str, quota: int, seen: set[int]) -> Iterator[Item]:

@@ -13,6 +13,7 @@
           extract: ': (?P<expression>.+) =$'      # named groups become template variables
           prompt: ["{{ question }}", "What is {{ expression }}?"]    # overrides the task's
           answer: {kind: number}    # overrides the task's
+          skip: '.*-in-law'         # leaves out questions with such an answer, where a data set is wrong about them
     system: optional system text
     prompt: "{{ question }}"        # one Jinja template, or several of which each example gets one
     answer: {kind: number}          # a row of t2cli.tasks.verify.REWARDS
@@ -97,6 +98,7 @@ class Row:
     prompts: tuple[str, ...]
     answer: AnswerSpec
     record: RecordSpec
+    skip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def _row(kind: str, fields: Fields, answer: AnswerSpec, prompts: tuple[str, ...]
     config = fields.locations(READS[kind]) if reads else fields.config("config")
     dataset = Path(str(next(iter(config.values())))).stem if kind == "jsonl" else fields.text("dataset")
     extract = fields.regex("extract") if fields.has("extract") else None
+    skip = fields.regex("skip") if fields.has("skip") else None
     prompts = fields.texts("prompt") if fields.has("prompt") else prompts
     variables = frozenset({"question", *(extract.groupindex if extract else ())})
     for prompt in prompts:
@@ -195,6 +198,7 @@ def _row(kind: str, fields: Fields, answer: AnswerSpec, prompts: tuple[str, ...]
         prompts=prompts,
         answer=_answer(fields.inner("answer")) if fields.has("answer") else answer,
         record=_record(fields.inner("record")) if reads and fields.has("record") else RecordSpec(),
+        skip=skip.pattern if skip else None,
     )
     fields.done()
     return row

@@ -64,6 +64,7 @@ def test_a_good_file_is_read_whole() -> None:
         ("{kind: number}", "{kind: word}", "candidates: goes with"),
         ("{kind: number}", "{kind: number, candidates: (a)}", "candidates: goes with"),
         ("{kind: number}", "{kind: term}", "terms: goes with"),
+        ("      answer: {kind", "      skip: '('\n      answer: {kind", "skip: no valid regular expression"),
         ("{kind: number}", "{kind: number, terms: [left]}", "terms: goes with"),
         ("{kind: number}", "{kind: term, terms: [left, 3]}", "terms: must be text"),
         (r"'(?:^|\. )(\S+)'", "'name'", "candidates: needs exactly one group"),

@@ -58,6 +58,36 @@ def syllogism(question: str) -> str:
     return "Yes" if follows([lines[1][3:], lines[2][3:]], lines[5].rstrip("?")) else "No"
 
 
+def kinship(question: str) -> str:
+    """Return what the first person asked about is to the second, by marriages, children and names of men."""
+    from reasoning_gym.graphs.family_relationships import FamilyRelationshipsConfig
+
+    story, asked = question.split("\n\n")
+    spouse: dict[str, str] = {}
+    parents: dict[str, set[str]] = {}
+    for sentence in re.findall(r"[^.]+\.", story):
+        names = re.findall(r"[A-Z][a-z]+", sentence.replace("They", ""))
+        if "married" in sentence:
+            couple = set(names)
+            spouse |= {names[0]: names[1], names[1]: names[0]}
+        else:
+            parents |= dict.fromkeys(names, couple)
+    one, other = (name for name in re.findall(r"[A-Z][a-z]+", asked) if name in spouse or name in parents)
+    of_other, of_one = parents.get(other, set()), parents.get(one, set())
+    man = one in FamilyRelationshipsConfig().male_names
+    found = {
+        ("husband", "wife"): spouse.get(one) == other,
+        ("father", "mother"): one in of_other,
+        ("son", "daughter"): other in of_one,
+        ("father-in-law", "mother-in-law"): one in parents.get(spouse.get(other, ""), set()),
+        ("grandfather", "grandmother"): any(one in parents.get(parent, set()) for parent in of_other),
+        ("grandson", "granddaughter"): any(other in parents.get(parent, set()) for parent in of_one),
+        ("brother", "sister"): of_one == of_other != set(),
+    }
+    (pair,) = (names for names, holds in found.items() if holds)
+    return pair[0 if man else 1]
+
+
 def added(question: str) -> int:
     return sum(int(each.replace(" ", "")) for each in re.findall(r"(?:[+-] )?\d+", question))
 
@@ -69,6 +99,7 @@ SOLVERS: dict[str, Callable[[str], object]] = {
     "lcm": lambda question: math.lcm(*numbers(question)),
     "needle_haystack": needle,
     "syllogism": syllogism,
+    "family_relationships": kinship,
 }
 
 

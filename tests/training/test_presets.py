@@ -32,10 +32,11 @@ TABLE: dict[str, dict[str, object]] = {
         "temperature": 1.0,
         "baseline": "leave-one-out",
         "optimizer": "adamw",
-        "learning_rate": 2e-3,
+        "learning_rate": 6e-3,
         "schedule": "cosine",
         "warmup_steps": 3,
         "max_gradient_norm": 1.0,
+        "max_relative_step": 2.5e-3,
         "kl_coefficient": 0.02,
     },
     "paper": {
@@ -150,12 +151,12 @@ def test_two_updates_by_hand(name: str, counting: AdaptedModel, counting_folder:
         m, v = 0.9 * m + 0.1 * g, beta2 * v + (1 - beta2) * g * g
         warm_up = (step + 1) / 3
         cosine = 0.5 * (1 + math.cos(math.pi * step / 10))
-        rate = 2e-3 * {"t2": warm_up, "paper": cosine, "reference": 1.0}[name]
+        rate = {"t2": 6e-3 * warm_up, "paper": 2e-3 * cosine, "reference": 2e-3}[name]
         assert result.learning_rate == pytest.approx(rate)
         move = -rate * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - beta2 ** (step + 1))).sqrt() + 1e-8)
-        if name == "t2":  # no longer than 1e-3 of the weights, times the schedule's share
+        if name == "t2":  # no longer than 2.5e-3 of the weights, times the schedule's share
             S = torch.cat([spectrum for _, spectrum, _ in by_hand.factors])
-            longest = 1e-3 * warm_up * float(S.norm()) / float((S * move).norm())
+            longest = 2.5e-3 * warm_up * float(S.norm()) / float((S * move).norm())
             assert longest < 1  # else this tests no bound
             move = move * longest
         p = p + move
