@@ -142,9 +142,8 @@ def test_a_lora_is_trained_in_the_same_way_and_stays_in_the_runs_folder(train: C
     assert record["evaluation"][0]["gain"] > 0
     assert published() == []
     assert "LoRA of rank 4: " in result.stderr
-    assert result.stderr.splitlines()[-1] == (
-        f"a LoRA is no expert of the registry; PEFT loads it from {folder / 'adapter'}"
-    )
+    said = f"a LoRA is no expert of the registry; PEFT loads it from {folder / 'adapter'}"
+    assert said in result.stderr.splitlines()
     assert RunFolder(folder).spec().config == preset("t2", adapter="lora", rank=4, steps=10, learning_rate=0.003)
 
 
