@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     questions = {OTHER: general_questions(options.other, options.n)}
-    for name in ("math", "reasoning"):  # those of the experts that ship
+    for name in ("math", "reasoning", "code"):  # those of the experts that ship
         task = load_task(name)
         examples = task.examples("test", options.n, 1)
         questions[task.category] = [task.messages(example)[-1]["content"] for example in examples]

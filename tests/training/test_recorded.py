@@ -88,10 +88,11 @@ def test_a_setting_may_be_declared_in_any_of_these_ways(value: object, declared:
 
 def test_the_experts_that_ship_say_how_they_were_trained() -> None:
     entries = {entry.manifest.name: entry for entry in LocalRegistry([Path(shipped_registry())]).list()}
-    for name, steps in (("math", 50), ("reasoning", 30)):
+    earlier = {"learning_rate": 2e-3, "evaluation_examples": 300}  # the defaults that math was trained with
+    for name, changes in (("math", earlier), ("reasoning", {}), ("code", {})):
         training = entries[name].manifest.training
         assert training is not None
-        assert settings_of(training, name).config == replace(TrainConfig(), steps=steps)
+        assert settings_of(training, name).config == replace(TrainConfig(), **changes)
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
