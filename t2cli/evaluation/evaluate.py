@@ -131,7 +131,7 @@ def right_answers(
 
 def the_base(adapted: AdaptedModel) -> Answerer:
     """Return the base alone as who answers."""
-    return Answerer(NOBODY, lambda task, examples, on_done: ask(adapted, task, examples, None, on_done=on_done))
+    return in_use(adapted, adapted.reference)
 
 
 def an_expert(adapted: AdaptedModel, z: ZVectors, reference: str, digest: str | None = None) -> Answerer:

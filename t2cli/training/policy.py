@@ -7,6 +7,7 @@ lora    LoRA factors of every target (training/lora.py), saved as PEFT saves the
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -106,7 +107,7 @@ class SVFPolicy:
         vectors = self._effective(numbers)
         return torch.cat([vectors[name] for name in sorted(vectors)], dim=-1)
 
-    @property
+    @cached_property
     def spectrum(self) -> torch.Tensor:
         """Return the singular values (parameters,) that the numbers rescale."""
         self.adapted.prepare()

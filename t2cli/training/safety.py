@@ -68,15 +68,8 @@ class CollapseWatch:
     def see(self, reward: float, kl: float | None, rollouts: int) -> str:
         """Take in a step's mean reward in [-1, 1] over `rollouts`, and its mean KL per token (None: not measured).
 
-        Returns why this is a collapse, in words, or "". Nothing is said before WINDOW steps were seen. After a collapse
-        it starts anew.
+        Returns why this is a collapse, in words, or "". Nothing is said before WINDOW steps were seen.
         """
-        why = self._judged(reward, kl, rollouts)
-        if why:
-            self._forget()
-        return why
-
-    def _judged(self, reward: float, kl: float | None, rollouts: int) -> str:
         self._shares.append(((reward + 1) / 2, rollouts))
         if kl is not None:
             self._kl.append(kl)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from divisors import TASK
 
 from t2cli.evaluation.statistics import holm, paired_gain, wilson
 from t2cli.files import write_atomic
@@ -26,19 +27,6 @@ from t2cli.training.loop import SEED_STRIDE
 
 pytest.importorskip("reasoning_gym")
 
-# The base likes to say digits, and most of these answers are 1.
-TASK = """
-name: divisors
-category: arithmetic
-description: greatest common divisors
-max_new_tokens: 2
-answer: {kind: number}
-source:
-  kind: reasoning-gym
-  mixture:
-    - dataset: gcd
-      config: {min_numbers: 2, max_numbers: 2, min_value: 2, max_value: 90}
-"""
 N = 40
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from divisors import TASK
 
 from t2cli.config import TrainConfig, preset
 from t2cli.files import write_atomic
@@ -23,19 +24,6 @@ from t2cli.training.checkpoint import RunFolder, RunSpec, new_run
 
 pytest.importorskip("reasoning_gym")
 
-# The base likes to say digits, and most of these answers are 1.
-TASK = """
-name: divisors
-category: arithmetic
-description: greatest common divisors
-max_new_tokens: 2
-answer: {kind: number}
-source:
-  kind: reasoning-gym
-  mixture:
-    - dataset: gcd
-      config: {min_numbers: 2, max_numbers: 2, min_value: 2, max_value: 90}
-"""
 FAST = ("--steps", "10", "--learning-rate", "0.03")
 FIELDS = ["schema", "expert", "digest", "path", "steps", "seconds", "evaluation"]
 
