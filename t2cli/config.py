@@ -132,6 +132,18 @@ TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
 
 
 @dataclass(frozen=True)
+class DispatchConfig:
+    """How pass 1 goes from the probabilities of the categories to experts (dispatch/choice.py)."""
+
+    threshold: float | None = None  # a category below it is left to the base model; None: what the strategy advises
+    soft: bool = False  # mix the experts by the probabilities of their categories
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie between 0 and 1, not {self.threshold}")
+
+
+@dataclass(frozen=True)
 class CEMConfig:
     """A search for mixing weights by the cross-entropy method (math.md 6)."""
 

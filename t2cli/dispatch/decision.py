@@ -35,7 +35,7 @@ class Decision:
     @property
     def abstained(self) -> bool:
         """Tell whether pass 1 looked at the question and left it to the base model."""
-        return self.category == OTHER
+        return self.category is not None and not self.weights
 
 
 class Strategy(Protocol):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from t2cli.dispatch.decision import Category, Decision, Messages
-from t2cli.models.adapted import AdaptedModel
+from t2cli.dispatch.decision import Decision, Messages, Strategy
+
+if TYPE_CHECKING:
+    from t2cli.config import DispatchConfig
+    from t2cli.dispatch.two_pass import TwoPass
 
 
 class FixedStrategy:
@@ -19,8 +22,6 @@ class FixedStrategy:
         return self.decision
 
 
-class NoStrategy(FixedStrategy):
-    """Answers every question with the base model."""
-
-    def __init__(self, adapted: AdaptedModel, categories: Sequence[Category]) -> None:
-        super().__init__(Decision("none"))
+def no_strategy(two_pass: TwoPass, config: DispatchConfig) -> Strategy:
+    """Return the strategy to answer with the base model; what experts there are is of no interest."""
+    return FixedStrategy(Decision("none"))

@@ -19,15 +19,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from t2cli.dispatch.decision import OTHER, Category, Decision, Messages
+from t2cli.config import DispatchConfig
+from t2cli.dispatch.categories import categories_of
+from t2cli.dispatch.choice import chosen
+from t2cli.dispatch.decision import OTHER, Category, Decision, Messages, Strategy
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
 from t2cli.models.generate import chunks, left_padded, positions_of
 from t2cli.svf.policy_gradient import token_logp
+
+if TYPE_CHECKING:
+    from t2cli.dispatch.two_pass import TwoPass
 
 LONGEST_QUESTION = 256  # tokens; a longer question shows its beginning and its end
 ROWS = 32  # questions times categories in one pass: each row has a copy of its category's cache
@@ -51,8 +57,14 @@ class PromptStrategy:
 
     name = "prompt"
 
-    def __init__(self, adapted: AdaptedModel, categories: Sequence[Category]) -> None:
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        categories: Sequence[Category],
+        config: DispatchConfig = DispatchConfig(),  # noqa: B008 (frozen)
+    ) -> None:
         self.adapted = adapted
+        self.config = config
         self.experts = {category.name: category.reference for category in categories}
         other = Category(OTHER, "a general question or request", OTHER_QUESTIONS, "")
         self.categories = [*categories, other]
@@ -88,8 +100,7 @@ class PromptStrategy:
         """Return what log P(question | category) (C,) says."""
         probabilities = torch.softmax(scores, dim=0).tolist()
         named = dict(zip((category.name for category in self.categories), probabilities, strict=True))
-        best = max(named, key=lambda name: named[name])
-        return Decision(self.name, best, named, {} if best == OTHER else {self.experts[best]: 1.0}, seconds)
+        return chosen(self.name, named, self.experts, self.config, seconds)
 
     @torch.inference_mode()
     def scores(self, question: str) -> torch.Tensor:
@@ -178,6 +189,11 @@ class PromptStrategy:
     def _tokens(self, text: str, *, begins: bool = True) -> list[int]:
         """Return the tokens of `text`; a beginning has the special tokens that the model's texts begin with."""
         return list(self.adapted.base.tokenizer(text, add_special_tokens=begins)["input_ids"])
+
+
+def prompt_strategy(two_pass: TwoPass, config: DispatchConfig) -> Strategy:
+    """Return the strategy over the categories of the experts there are."""
+    return PromptStrategy(two_pass.adapted, categories_of(two_pass.resolver), config)
 
 
 def beginning(category: Category) -> str:

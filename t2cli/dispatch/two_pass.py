@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from t2cli.config import CEMConfig, SamplingConfig
-from t2cli.dispatch.decision import FEW_SHOT, OTHER, Category, Decision, Messages, Strategy
+from t2cli.config import CEMConfig, DispatchConfig, SamplingConfig
+from t2cli.dispatch.categories import categories_of
+from t2cli.dispatch.decision import FEW_SHOT, Decision, Messages, Strategy
 from t2cli.dispatch.fixed import FixedStrategy
 from t2cli.dispatch.mixing import find_members, mixed
 from t2cli.errors import NotFoundError, UsageError
@@ -20,7 +21,7 @@ from t2cli.lookup import load
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import BaseModel
 from t2cli.models.generate import generate
-from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.local import LocalRegistry
 from t2cli.registry.resolve import ForBase, Resolver
 from t2cli.registry.vectors import read_z
 from t2cli.svf.zvector import ZVectors
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 NO_STRATEGY = "none"
 KEPT_MIXES = 64  # the z of so many experts and mixes stay in memory; of a stream of questions each may name its own
-# name -> the class of a Strategy, made from (AdaptedModel, categories)
-STRATEGIES = {"prompt": "t2cli.dispatch.prompt:PromptStrategy", NO_STRATEGY: "t2cli.dispatch.fixed:NoStrategy"}
+# name -> what makes the Strategy, from (TwoPass, DispatchConfig)
+STRATEGIES = {"prompt": "t2cli.dispatch.prompt:prompt_strategy", NO_STRATEGY: "t2cli.dispatch.fixed:no_strategy"}
 
 OnText = Callable[[str], None]
 
@@ -63,11 +64,10 @@ class TwoPass:
         self.quiet = quiet
         self._mixes: dict[tuple[tuple[str, float], ...], ZVectors] = {}
 
-    def strategy(self, name: str) -> Strategy:
+    def strategy(self, name: str, config: DispatchConfig = DispatchConfig()) -> Strategy:  # noqa: B008 (frozen)
         """Return the strategy `name`, over the categories of the experts there are. NotFoundError if unknown."""
-        make = cast("Callable[[AdaptedModel, Sequence[Category]], Strategy]", load(name, STRATEGIES, "strategy"))
-        # where nobody chooses, what experts there are is of no interest, nor what is wrong with them
-        return make(self.adapted, [] if name == NO_STRATEGY else categories_of(self.resolver))
+        make = cast("Callable[[TwoPass, DispatchConfig], Strategy]", load(name, STRATEGIES, "strategy"))
+        return make(self, config)
 
     def by_hand(self, weights: Mapping[str, float]) -> Strategy:
         """Return the strategy to use exactly these experts; raises as Resolver.find for unusable ones."""
@@ -189,35 +189,3 @@ class _Stream:
         if self._on_text is not None and len(text) > len(self._shown):
             self._on_text(text[len(self._shown) :])
             self._shown = text
-
-
-def categories_of(resolver: Resolver) -> list[Category]:
-    """Return the categories that there are experts for, with the newest expert of each.
-
-    The base's own experts come first; those of a close relative, or of a foreign base where that is allowed, stand in
-    for categories that have none. Mixes and dispatchers are used by name only: a mix has no questions of its own.
-    """
-    found: dict[str, ExpertEntry] = {}
-    for entry in resolver.own():
-        found.setdefault(entry.reference, entry)  # what a reference means: the first on the search path
-    newest: dict[str, ExpertEntry] = {}
-    for entry in filter(_has_questions, found.values()):
-        known = newest.get(entry.manifest.category)
-        if known is None or _age(entry) > _age(known):
-            newest[entry.manifest.category] = entry
-    for entry in filter(_has_questions, resolver.others()):
-        if entry.manifest.category not in newest and resolver.fits(entry):
-            newest[entry.manifest.category] = entry
-    return [
-        Category(name, entry.manifest.description, entry.manifest.examples, resolver.using(entry))
-        for name, entry in sorted(newest.items())
-    ]
-
-
-def _has_questions(entry: ExpertEntry) -> bool:
-    return entry.manifest.kind == "expert" and entry.manifest.category != OTHER
-
-
-def _age(entry: ExpertEntry) -> tuple[str, int]:
-    """Return what orders experts by age; `created` has seconds only, so that of equal ones the version decides."""
-    return entry.manifest.created, entry.manifest.version

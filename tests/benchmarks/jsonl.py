@@ -2,7 +2,7 @@
 
     python tests/benchmarks/jsonl.py [--questions 64] [--tokens 32] [--rounds 3] [--batch 32] [--json FILE]
 
-Four experts take turns: the two that ship, and two mixes of them. All three ways use the default base, the same
+Four experts take turns: the three that ship, and a mix of two. All three ways use the default base, the same
 questions and the same code; every answer has exactly `tokens` tokens, so that none has less to do. Pass 1 is left out:
 it is the same for all. Folded weights and W Q are made before the clock starts, as in any longer run.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from t2cli.dispatch.decision import Strategy
     from t2cli.dispatch.two_pass import TwoPass
 
-EXPERTS = ({"math": 1.0}, {"reasoning": 1.0}, {"math": 0.7, "reasoning": 0.3}, {"math": 0.3, "reasoning": 0.7})
+EXPERTS = ({"math": 1.0}, {"reasoning": 1.0}, {"code": 1.0}, {"math": 0.7, "reasoning": 0.3})
 BASE, TOGETHER, ALONE = "base model, in batches", "four experts, in batches", "four experts, one by one"
 
 

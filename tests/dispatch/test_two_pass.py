@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from t2cli.config import SamplingConfig
+from t2cli.dispatch.categories import categories_of
 from t2cli.dispatch.decision import Decision
-from t2cli.dispatch.two_pass import TwoPass, categories_of
+from t2cli.dispatch.two_pass import TwoPass
 from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NotFoundError, UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import generate

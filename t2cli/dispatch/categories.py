@@ -1,0 +1,39 @@
+"""What pass 1 may choose from: the categories of a registry's experts, each with the expert that answers them."""
+
+from __future__ import annotations
+
+from t2cli.dispatch.decision import OTHER, Category
+from t2cli.registry.local import ExpertEntry
+from t2cli.registry.resolve import Resolver
+
+
+def categories_of(resolver: Resolver) -> list[Category]:
+    """Return the categories that there are experts for, with the newest expert of each.
+
+    The base's own experts come first; those of a close relative, or of a foreign base where that is allowed, stand in
+    for categories that have none. Mixes and dispatchers are used by name only: a mix has no questions of its own.
+    """
+    found: dict[str, ExpertEntry] = {}
+    for entry in resolver.own():
+        found.setdefault(entry.reference, entry)  # what a reference means: the first on the search path
+    newest: dict[str, ExpertEntry] = {}
+    for entry in filter(_has_questions, found.values()):
+        known = newest.get(entry.manifest.category)
+        if known is None or _age(entry) > _age(known):
+            newest[entry.manifest.category] = entry
+    for entry in filter(_has_questions, resolver.others()):
+        if entry.manifest.category not in newest and resolver.fits(entry):
+            newest[entry.manifest.category] = entry
+    return [
+        Category(name, entry.manifest.description, entry.manifest.examples, resolver.using(entry))
+        for name, entry in sorted(newest.items())
+    ]
+
+
+def _has_questions(entry: ExpertEntry) -> bool:
+    return entry.manifest.kind == "expert" and entry.manifest.category != OTHER
+
+
+def _age(entry: ExpertEntry) -> tuple[str, int]:
+    """Return what orders experts by age; `created` has seconds only, so that of equal ones the version decides."""
+    return entry.manifest.created, entry.manifest.version
