@@ -13,6 +13,7 @@ from t2cli.registry.dispatcher_record import OTHER, DispatcherRecord
 from t2cli.tasks.base import Example, Task
 from t2cli.tasks.dispatch import Choices
 
+VALIDATION_EXAMPLES = 480  # more than choose a checkpoint: a threshold is about the few that go wrong
 STAY = 0.97  # of general questions that are to stay with the base
 STEPS = 100  # thresholds are hundredths
 

@@ -33,7 +33,7 @@ from t2cli.tasks.base import Task, origin, up_to
 from t2cli.tasks.dispatch import choices_of
 from t2cli.training.adapter_folder import save_adapter
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
-from t2cli.training.dispatcher import measured
+from t2cli.training.dispatcher import VALIDATION_EXAMPLES, measured
 from t2cli.training.metrics import Listener
 from t2cli.training.policy import Policy, Saves, SVFPolicy
 
@@ -105,7 +105,7 @@ class Publisher:
         if (choices := choices_of(self.task)) is None:
             return None
         config = self.spec.config
-        validation = up_to(self.task, "validation", config.validation_examples, config.seed)
+        validation = up_to(self.task, "validation", VALIDATION_EXAMPLES, config.seed)
         test = up_to(self.task, "test", config.evaluation_examples, EVALUATION_SEED)
         with self.policy.answering(best):
             record = measured(self.policy.text_model, self.task, choices, validation, test)
