@@ -70,7 +70,10 @@ def test_only_a_dispatcher_may_have_it(kind: str, make: Make, dispatcher: Expert
         *(("labels", value) for value in (["A"], ["A", "A"], ["A", "B", "C"], ["A", "B b"], ["A", "b" * 33], "AB")),
         *(("threshold", value) for value in (-0.1, 1.1, float("nan"), "0.5", None, True)),
         *(("confusion", value) for value in ([], [[1, 2]], [[1], [2]], [[1, 2], [3, -4]], [[1, 2], [3, 4.5]], 3)),
-        *(("confusion", value) for value in ([[1, 2], [3, True]], [[1, 2], [3, 10**30]], [1, 2], [["1", "2"], ["3", "4"]])),
+        *(
+            ("confusion", value)
+            for value in ([[1, 2], [3, True]], [[1, 2], [3, 10**30]], [1, 2], [["1", "2"], ["3", "4"]])
+        ),
         *(("instruction", value) for value in ("", "a\nb", "x" * 3000, None, 3, "\x1b[2J")),
         ("extra", 1),
     ],
