@@ -13,6 +13,8 @@
         dataset: org/name
         ...
         skip: weather               # leaves out questions with such an intent, or such an answer of their `record`
+      phrases:                      # optional: category -> templates of what people type (t2cli.tasks.phrases)
+        math: ["add {number} to {number}"]
 
 Every category gets the same share, whatever the number of its tasks. A question keeps the split it has in its own task.
 
@@ -35,6 +37,7 @@ from t2cli.errors import NotFoundError
 from t2cli.registry.dispatcher_record import MOST_CATEGORIES, OTHER
 from t2cli.tasks.base import SpecTask, load_spec, up_to
 from t2cli.tasks.general import general_questions
+from t2cli.tasks.phrases import SLOTS, phrases, unknown_slot
 from t2cli.tasks.records import RecordSource, RecordSpec
 from t2cli.tasks.sampling import Item, digest
 from t2cli.tasks.spec import SOURCE_OF_CATEGORIES, AnswerSpec, Row, TaskSpec, read_row
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
 AS_IT_IS = ("{{ question }}",)  # how a question is worded here: its own task worded it
 BLOCK = 64  # questions of a task that are made at a time
+TYPED = 0.4  # the share of phrases among the questions of a category that has any
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASKED = "Which kind of question is this? Answer with one letter."
 ABOUT_OTHER = "any other question or request"
@@ -89,17 +93,43 @@ def rows_of(source: Fields, answer: AnswerSpec, folder: Path) -> tuple[tuple[Row
         if spec.source == SOURCE_OF_CATEGORIES or spec.category == OTHER:
             raise source.wrong("tasks", f"{name} has no questions of a category of its own", "leave it out")
         named.append((place, spec))
-    names = [spec.name for _, spec in named]
-    if len(set(names)) < len(names):
-        raise source.wrong("tasks", "two tasks have one name", "name each once")
+    _check(source, [spec for _, spec in named])
+    typed = _phrases(source, {OTHER, *(spec.category for _, spec in named)})
     categories = [spec.category for _, spec in named]
-    if len(set(categories)) >= MOST_CATEGORIES:
-        raise source.wrong("tasks", f"there are more than {MOST_CATEGORIES - 1} categories", "leave some out")
     rows = [_row(spec.name, place, spec.category, 1 / categories.count(spec.category), answer) for place, spec in named]
+    rows.append(_other(source.inner("other"), answer, folder))
     described: dict[str, str] = {}
     for _, spec in named:
         described.setdefault(spec.category, spec.description)
-    return (*rows, _other(source.inner("other"), answer, folder)), instruction(described)
+    return tuple(_with(row, typed) for row in rows), instruction(described)
+
+
+def _check(source: Fields, specs: list[TaskSpec]) -> None:
+    """Raise CorruptArtifactError for tasks that cannot be told apart."""
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise source.wrong("tasks", "two tasks have one name", "name each once")
+    if len({spec.category for spec in specs}) >= MOST_CATEGORIES:
+        raise source.wrong("tasks", f"there are more than {MOST_CATEGORIES - 1} categories", "leave some out")
+
+
+def _phrases(source: Fields, categories: set[str]) -> dict[str, tuple[str, ...]]:
+    """Return the templates of each category that has any."""
+    if not source.has("phrases"):
+        return {}
+    fields = source.inner("phrases")
+    found = {name: fields.texts(name) for name in sorted(categories) if fields.has(name)}
+    for name, templates in found.items():
+        if unknown := next(filter(None, map(unknown_slot, templates)), None):
+            raise fields.wrong(name, f"there are no words for {unknown}", f"there are some for {', '.join(SLOTS)}")
+    fields.done()
+    return found
+
+
+def _with(row: Row, typed: dict[str, tuple[str, ...]]) -> Row:
+    """Return a row with the phrases of its category."""
+    templates = typed.get(str(row.config["category"]))
+    return replace(row, config=MappingProxyType({**row.config, "phrases": templates})) if templates else row
 
 
 def instruction(described: dict[str, str]) -> str:
@@ -126,7 +156,8 @@ def _other(fields: Fields, answer: AnswerSpec, folder: Path) -> Row:
 
 def from_file(row: Row, path: str) -> Row:
     """Return the row of general questions with those of a file in place of its own."""
-    return replace(row, dataset=Path(path).name, config=MappingProxyType({"category": OTHER, "path": path}))
+    kept = {key: value for key, value in row.config.items() if key in ("category", "phrases")}
+    return replace(row, dataset=Path(path).name, config=MappingProxyType({**kept, "path": path}))
 
 
 def source(spec: TaskSpec) -> DispatchSource:
@@ -150,6 +181,8 @@ class DispatchSource:
         """Yield questions of a task, or general ones, changed as people would write them."""
         category = str(row.config["category"])
         found = self._others(split, seed) if row.name == OTHER else self._asked(self._tasks[row.name], split, seed)
+        if isinstance(templates := row.config.get("phrases"), tuple):
+            found = _interleaved(found, [str(each) for each in templates], split, seed)
         return (Item(varied(question), category, split) for question in found)
 
     def origin(self) -> list[dict[str, str]]:
@@ -198,10 +231,22 @@ class DispatchSource:
             return None
         from t2cli.tasks.hub_data import cached, fetched
 
-        places = MappingProxyType({key: value for key, value in row.config.items() if key != "category"})
+        own = ("category", "phrases")
+        places = MappingProxyType({key: value for key, value in row.config.items() if key not in own})
         located = replace(row, config=places)
         alone = TaskSpec(OTHER, OTHER, "", "hub", (located,), None, 1)
         return RecordSource(alone, cached if self._offline else fetched)
+
+
+def _interleaved(questions: Iterator[str], templates: list[str], split: str, seed: int) -> Iterator[str]:
+    """Yield questions, and the share TYPED of phrases among them."""
+    rng = random.Random(seed)  # noqa: S311
+    typed = phrases(templates, split, rng)
+    while True:
+        question = next(typed, None) if rng.random() < TYPED else None
+        if question is None and (question := next(questions, None)) is None:
+            return
+        yield question
 
 
 def _question(task: SpecTask, example: Example) -> str:
@@ -214,5 +259,5 @@ def varied(question: str) -> str:
         return question
     if question[:1].isupper():
         return question[:1].lower() + question[1:].rstrip(" ?.!")
-    ended = question if question[-1:] in "?.!" else question + ("?" if _QUESTION.match(question) else ".")
+    ended = question + ("?" if _QUESTION.match(question) else ".") if question[-1:].isalnum() else question
     return ended[:1].upper() + ended[1:]
