@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from t2cli.dispatch.two_pass import TwoPass
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "dispatch"))
-from typed import TYPED
+from typed import FRESH, TYPED
 
 ARITHMETIC = "calculator"  # CLINC150's intent that belongs to an expert's category
 TASKS = ("math", "reasoning", "code")  # those of the experts that ship
@@ -156,12 +156,15 @@ def main() -> None:
         held_out = judged(strategy, questions, OTHER)
         print("\nas people type them")
         typed = judged(strategy, TYPED, OTHER)
+        print("\nthe same, written later")
+        fresh = judged(strategy, FRESH, OTHER)
         kept = {kind: sum(left for _, left in asked(strategy, texts)) for kind, texts in general.items()}
         print()
         for kind, count in kept.items():
             print(f"general questions {kind}: {count} of {options.n} stay with the base")
         cost = times(two_pass, strategy, mixed)
-        results[name] = {"held out": held_out, "typed": typed, "kept": kept, "of": options.n, "seconds": cost}
+        people = {"typed": typed, "fresh": fresh}
+        results[name] = {"held out": held_out, **people, "kept": kept, "of": options.n, "seconds": cost}
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

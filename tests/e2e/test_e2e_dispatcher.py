@@ -17,7 +17,7 @@ from t2cli.registry.local import LocalRegistry
 
 ASKED = {
     "What is 17 + 25?": "math",
-    "what is 6 times 7": "math",
+    "what is 4 times 5": "math",
     "Write a Python function that returns the largest element of a list.": "code",
     "Anna likes apples. Ben likes pears. Who likes pears?": "reasoning",
     "What is the capital of France?": "other",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +18,11 @@ from t2cli.tasks.base import load_spec, load_task, origin, require_judge
 from t2cli.tasks.data_files import parse_data
 from t2cli.tasks.dispatch import ABOUT_OTHER, choices_of, varied
 from t2cli.tasks.general import general_questions
+from t2cli.tasks.phrases import filled, phrases
 from t2cli.tasks.sampling import SPLITS, words_digest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "dispatch"))
+from typed import FRESH, TYPED
 
 CLINC = Path(__file__).parents[3] / "shared" / "data" / "clinc150" / "data_small.json"
 
@@ -222,3 +230,58 @@ def test_clinc_is_read_whole_and_its_arithmetic_left_out() -> None:
     assert counts["validation"] > 2900
     assert counts["train"] > 7000
     assert not any("what is 2+2" in item.question for item in found)
+
+
+PHRASES = """\
+  phrases:
+    sums: ["add {number} to {number}", "{number1} + {number1} for {name}"]
+    other: ["who is {name}?"]
+"""
+
+
+def test_a_share_of_phrases_is_mixed_in(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text() + PHRASES)
+    task = load_task(str(path))
+    for split in SPLITS:
+        typed = Counter(
+            example.answer
+            for example in task.examples(split, 90, 0)
+            if re.match("add |[0-9]+ [+] |who is", example.question, re.IGNORECASE)
+        )
+        assert typed["tales"] == 0
+        assert 4 < typed["sums"] < 22
+        assert typed["other"] < 22
+    same = [re.match(r"(\d+) \+ (\d+) for", example.question) for example in task.examples("train", 150, 0)]
+    assert any(same)
+    assert all(match[1] == match[2] for match in same if match)
+
+
+def test_slots_of_one_name_and_another_digit_differ() -> None:
+    for seed in range(200):
+        first, second, third = filled("{name1} {name2} {name1}", random.Random(seed)).split()
+        assert first == third != second
+
+
+def test_phrases_that_are_always_alike_end() -> None:
+    (split,) = (split for split in SPLITS if list(itertools.islice(phrases(["hello"], split, random.Random(0)), 3)))
+    assert all(not list(phrases(["hello"], other, random.Random(0))) for other in SPLITS if other != split)
+
+
+def test_a_slot_without_words_is_named(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text() + PHRASES.replace("{name}?", "{nobody}?"))
+    with pytest.raises(CorruptArtifactError, match=r"phrases: other: there are no words for \{nobody\}"):
+        load_task(str(path))
+    path.write_text(path.read_text().replace("    sums:", "    nothing:"))
+    with pytest.raises(CorruptArtifactError):
+        load_task(str(path))
+
+
+@pytest.mark.skipif(not CLINC.is_file(), reason="CLINC150 is not beside this checkout")
+def test_what_people_type_in_tests_is_never_trained_on() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = load_task("dispatch", {"other": str(CLINC)})
+    typed = {words_digest(text) for texts in (*TYPED.values(), *FRESH.values()) for text in texts}
+    for split in ("train", "validation"):
+        assert not typed & {words_digest(example.question) for example in task.examples(split, 8000, 1)}
