@@ -83,8 +83,8 @@ def train(
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     given = {"steps": steps, "learning_rate": learning_rate, "patience": patience, "rank": rank}
-    trainer = trainer_of(task, trainer)
-    config = _config(preset, trainer=trainer, adapter=adapter, selection=targets, seed=seed, **given)
+    learns = trainer_of(task, trainer)
+    config = _config(preset, trainer=learns, adapter=adapter, selection=targets, seed=seed, **given)
     asked = requested(task, data or [], reward, name, base, config, out, unsafe_code)
     from t2cli.training.distributed import joined
 

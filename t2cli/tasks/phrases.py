@@ -76,6 +76,7 @@ SLOTS: Mapping[str, Sequence[str]] = {
         "is_odd, half, total, clean_up, get_last, to_upper, count_items, min_of, find_max, repeat, add_one"
     ),
 }
+PATIENCE = 100  # rounds over all templates without a phrase of the split
 _SLOT = re.compile(r"\{([a-z]+)([0-9]?)\}")
 
 
@@ -101,13 +102,12 @@ def filled(template: str, rng: random.Random) -> str:
 
 
 def phrases(templates: Sequence[str], split: str, rng: random.Random) -> Iterator[str]:
-    """Yield phrases of a split, without end; where no template has any, none."""
-    for _ in range(1000):
-        found = False
+    """Yield phrases of a split: without end, but for templates that seem to have none in it."""
+    fruitless = 0
+    while fruitless < PATIENCE:
+        fruitless += 1
         for template in rng.sample(list(templates), len(templates)):
             phrase = filled(template, rng)
             if split_of(phrase) == split:
-                found = True
+                fruitless = 0
                 yield phrase
-        if not found and all(_SLOT.search(template) is None for template in templates):
-            return

@@ -79,7 +79,7 @@ class Trainer:
         self.caution = 1.0
         self.sampled_at_once = Room(config.prompts_per_step * config.group, "rollouts")
         self.trained_at_once = Room(config.micro_batch, "prompts in the gradient")
-        self.rooms = (self.sampled_at_once, self.trained_at_once)
+        self.rooms: tuple[Room, ...] = (self.sampled_at_once, self.trained_at_once)
 
     def restore(
         self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
