@@ -42,18 +42,19 @@ def places(choices: Choices, examples: list[Example]) -> torch.Tensor:
 def threshold_of(probabilities: torch.Tensor, right: torch.Tensor, other: int) -> float:
     """Return from which probability on a category may answer, from probabilities (N, C) and right categories (N,).
 
-    Of the hundredths that keep the share STAY of the questions of the category `other` with the base, the one that
-    loses the fewest questions of the others, and of equal ones the middle: it is as far as can be from losing any.
-    Where none keeps so many, the one that keeps the most.
+    At least a half: it has to be likelier than all the others together. Of the hundredths from there on that keep the
+    share STAY of the questions of the category `other` with the base, the one that loses the fewest questions of the
+    others, and of equal ones the middle. Where none keeps so many, the one that keeps the most.
     """
     best, said = probabilities.max(dim=1)
-    general = right == other
-    kept, lost = [], []
-    for step in range(STEPS + 1):
+    general, steps = right == other, range(STEPS // 2, STEPS + 1)
+    kept: dict[int, float] = {}
+    lost: dict[int, int] = {}
+    for step in steps:
         sent = (said != other) & (best >= step / STEPS)
-        kept.append(float((~sent[general]).float().mean()) if bool(general.any()) else 1.0)
-        lost.append(int((~general & (said == right) & ~sent).sum()))
-    enough = [step for step in range(STEPS + 1) if kept[step] >= min(STAY, max(kept))]
+        kept[step] = float((~sent[general]).float().mean()) if bool(general.any()) else 1.0
+        lost[step] = int((~general & (said == right) & ~sent).sum())
+    enough = [step for step in steps if kept[step] >= min(STAY, max(kept.values()))]
     fewest = min(lost[step] for step in enough)
     good = [step for step in enough if lost[step] == fewest]
     return good[len(good) // 2] / STEPS

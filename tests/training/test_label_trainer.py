@@ -207,7 +207,11 @@ def test_where_nothing_keeps_enough_the_threshold_keeps_the_most() -> None:
 
 
 def test_a_threshold_is_found_without_general_questions() -> None:
-    assert threshold_of(torch.tensor([SURE, SURE]), torch.tensor([0, 0]), 2) <= 0.95
+    assert threshold_of(torch.tensor([SURE, SURE]), torch.tensor([0, 0]), 2) == pytest.approx(0.73)  # 0.50 to 0.95
+
+
+def test_a_category_has_to_be_likelier_than_not() -> None:
+    assert threshold_of(torch.tensor([[0.4, 0.3, 0.3]] * 5 + [GENERAL] * 5), torch.tensor([0] * 5 + [2] * 5), 2) >= 0.5
 
 
 def test_a_confusion_counts_by_right_category() -> None:

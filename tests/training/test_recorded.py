@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2cli.config import PRESETS, TrainConfig
+from t2cli.config import PRESETS, TRAINER_DEFAULTS, TrainConfig
 from t2cli.errors import CorruptArtifactError, T2Error
 from t2cli.paths import shipped_registry
 from t2cli.registry.local import LocalRegistry
@@ -89,7 +89,8 @@ def test_a_setting_may_be_declared_in_any_of_these_ways(value: object, declared:
 def test_the_experts_that_ship_say_how_they_were_trained() -> None:
     entries = {entry.manifest.name: entry for entry in LocalRegistry([Path(shipped_registry())]).list()}
     earlier = {"learning_rate": 2e-3, "evaluation_examples": 300}  # the defaults that math was trained with
-    for name, changes in (("math", earlier), ("reasoning", {}), ("code", {})):
+    labels = {"trainer": "labels", **TRAINER_DEFAULTS["labels"]}
+    for name, changes in (("math", earlier), ("reasoning", {}), ("code", {}), ("dispatch", labels)):
         training = entries[name].manifest.training
         assert training is not None
         assert settings_of(training, name).config == replace(TrainConfig(), **changes)
