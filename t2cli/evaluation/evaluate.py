@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+from t2cli.evaluation.choices import Choices
 from t2cli.evaluation.statistics import Interval, Paired, paired_gain, wilson
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, greedy_in_batches
@@ -26,12 +27,16 @@ NOBODY, BY_HAND = "none", "fixed"  # the strategies of the base alone and of an 
 
 @dataclass(frozen=True)
 class Answers:
-    """What somebody answered to n examples, in their order: text, whether right, tokens, whether cut at the limit."""
+    """What somebody answered to n examples, in their order: text, whether right, tokens, whether cut at the limit.
+
+    A strategy also has its `choices`.
+    """
 
     texts: tuple[str, ...]
     right: tuple[bool, ...]
     tokens: tuple[int, ...]  # generated ones, the end token included
     cut: tuple[bool, ...]
+    choices: Choices | None = None
 
     @property
     def accuracy(self) -> float:
