@@ -200,12 +200,13 @@ def test_examples_of_a_file_run_out_and_a_test_file_alone_teaches_nothing(
     evaluate: Callable, experts: None, refused: Callable, tmp_path: Path
 ) -> None:
     questions = tmp_path / "questions.jsonl"
-    questions.write_text("".join(json.dumps({"question": f"say {i}?", "answer": "1"}) + "\n" for i in range(60)))
+    questions.write_text(
+        "".join(json.dumps({"question": f"say {i}?", "answer": "1", "more": ""}) + "\n" for i in range(60))
+    )
     spec = "name: few\ncategory: few\ndescription: few\nmax_new_tokens: 2\nanswer: {kind: number}\n"
-    for name, key in (("few", "file"), ("only", "test")):
-        write_atomic(
-            tmp_path / f"{name}.yaml", spec.replace("few", name) + f"source: {{kind: jsonl, {key}: questions.jsonl}}\n"
-        )
+    for name, more in (("few", ""), ("only", ', record: {split: "test{{ more }}"}')):
+        source = f"source: {{kind: jsonl, file: questions.jsonl{more}}}\n"
+        write_atomic(tmp_path / f"{name}.yaml", spec.replace("few", name) + source)
     few, only = ["--task", str(tmp_path / "few.yaml")], ["--task", str(tmp_path / "only.yaml")]
     refused(evaluate("--adapt", "few-shot", "--shots", "50", *few), 2, "of the split train, and 50 are needed")
     refused(evaluate("--adapt", "few-shot", *only), 2, "for evaluation only")

@@ -20,7 +20,7 @@ from t2cli.models.base import load_base
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.vectors import read_z
 from t2cli.svf.zvector import ZVectors, mix
-from t2cli.tasks.base import Example, SpecTask
+from t2cli.tasks.base import Example, SpecTask, load_task
 
 N = 20
 
@@ -181,7 +181,7 @@ def test_few_shot_answers_with_what_the_search_chose(two: TwoPass, task: SpecTas
 
 
 def test_where_nothing_was_ever_right_the_base_answers(two: TwoPass, tmp_path: Path) -> None:
-    task = toys.task_in(tmp_path / "hopeless", kind="exact", more="prompt: 'say nothing'")
+    task = toys.task_in(tmp_path / "hopeless", kind="exact")
     shots = draw_shots(task, ("train",), 6, 0, measured="test", strict=True)
     wrong = Shots("train", tuple(Example(e.id, e.question, "no such thing") for e in shots.examples))
     examples = task.examples("test", 8, 0)
@@ -210,17 +210,13 @@ def test_shots_are_of_the_first_split_that_has_any_and_never_measured(tmp_path: 
     assert len(draw_shots(task, ("validation",), 1000, 0, measured="test", strict=False).examples) == there
     with pytest.raises(UsageError, match=f"has {there} questions of the split validation, and 1000 are needed"):
         draw_shots(task, ("validation",), 1000, 0, measured="test", strict=True)
-    only_test = toys.task_in(tmp_path / "task", name="only").spec
-    assert only_test.name == "only"
 
 
 def test_an_evaluation_only_task_has_nothing_to_learn_from(tmp_path: Path) -> None:
-    task = toys.task_in(tmp_path / "task", more="", questions=40)
-    text = (tmp_path / "task" / "digits.yaml").read_text().replace("file: questions", "test: questions")
-    (tmp_path / "task" / "digits.yaml").write_text(text)
-    from t2cli.tasks.base import load_task
-
-    task = load_task(str(tmp_path / "task" / "digits.yaml"))
+    toys.task_in(tmp_path / "task", questions=40)
+    path = tmp_path / "task" / "digits.yaml"
+    path.write_text(path.read_text() + "  record: {split: \"{{ 'test' if question else '' }}\"}\n")
+    task = load_task(str(path))
     assert len(task.examples("test", 40, 0)) == 40
     with pytest.raises(UsageError, match="for evaluation only"):
         draw_shots(task, ("train", "validation"), 4, 0, measured="test", strict=False)
