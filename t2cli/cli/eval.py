@@ -85,16 +85,9 @@ def evaluate(
     each task.
     """
     out = Output(json=json, quiet=quiet)
-    from t2cli.cli.session import for_base
-    from t2cli.paths import expanded, registry_search_path
-    from t2cli.registry.local import LocalRegistry
-    from t2cli.registry.resolve import Resolver
-
     check_folder(plot)
     questions = _questions(task, data or [], split, n, seed)
-    resolver = Resolver(
-        LocalRegistry(registry_search_path(registry)), for_base(base, quiet), allow_foreign=allow_foreign
-    )
+    resolver = _resolver(base, registry, allow_foreign=allow_foreign, quiet=quiet)
     entries = _found(resolver, experts or [])
     strategies = strategies_of(adapt or [], shots, [task for task, _ in questions], resolver, split, seed)
     for warning in resolver.warnings:
@@ -108,9 +101,18 @@ def evaluate(
     _report(out, evaluations, resolver.base.label)
     if save is not None:
         out.say(f"wrote {save}")
-    if plot is not None:
-        for path in save_pictures(evaluations, expanded(plot)):
-            out.say(f"wrote {path}")
+    for picture in save_pictures(evaluations, plot):
+        out.say(f"wrote {picture}")
+
+
+def _resolver(base: str, registry: Path | None, *, allow_foreign: bool, quiet: bool) -> Resolver:
+    from t2cli.cli.session import for_base
+    from t2cli.paths import registry_search_path
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.registry.resolve import Resolver
+
+    entries = LocalRegistry(registry_search_path(registry))
+    return Resolver(entries, for_base(base, quiet), allow_foreign=allow_foreign)
 
 
 def _questions(names: Sequence[str], data: Sequence[str], split: str, n: int, seed: int) -> Questions:

@@ -48,8 +48,10 @@ def check_folder(folder: Path | None) -> None:
     check_picture(expanded(folder) / "accuracy.png")
 
 
-def save_pictures(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """Draw all there is to see of some evaluations and return the files that were written."""
+def save_pictures(evaluations: Sequence[Evaluation], folder: Path | None) -> list[Path]:
+    """Draw all there is to see of some evaluations and return the files that were written; none without a folder."""
+    if folder is None:
+        return []
     from t2cli.evaluation.confusion import confusions
 
     accuracies = [
@@ -68,7 +70,7 @@ def save_pictures(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]
         for task, each in learned
         for reference, alpha in each.alphas.items()
     ]
-    return draw(folder, accuracies, list(confusions(evaluations)), alphas)
+    return draw(expanded(folder), accuracies, list(confusions(evaluations)), alphas)
 
 
 def draw(folder: Path, accuracies: Sequence[Bar], found: Sequence[Confusion], alphas: Sequence[Bar]) -> list[Path]:
