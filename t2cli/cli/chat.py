@@ -42,8 +42,12 @@ if TYPE_CHECKING:
 OptionalText = Optional[str]  # noqa: UP045
 
 Adapt = Annotated[
-    Literal["prompt", "few-shot", "none"],
-    typer.Option("--adapt", help="Who chooses: pass 1, a mix searched with --examples, or nobody."),
+    Literal["auto", "classifier", "prompt", "few-shot", "none"],
+    typer.Option(
+        "--adapt",
+        help="Who chooses: pass 1 by a trained dispatcher (classifier) or by the base itself (prompt), of these the"
+        " better one there is (auto), a mix searched with --examples, or nobody.",
+    ),
 ]
 Mix = Annotated[str, typer.Option("--mix", metavar="A:0.6,B:0.4", help="Answer as this mix of experts; no pass 1.")]
 Jsonl = Annotated[
@@ -65,7 +69,7 @@ def chat(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
-    adapt: Adapt = "prompt",
+    adapt: Adapt = "auto",
     threshold: Threshold = None,
     soft: Soft = False,
     examples: Examples = "",

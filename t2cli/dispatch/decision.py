@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from t2cli.registry.dispatcher_record import OTHER as OTHER
+
 Messages = list[dict[str, str]]
 
 FEW_SHOT = "few-shot"  # the strategy that is searched on examples, made by TwoPass.few_shot
-OTHER = "other"  # the category of questions that no expert is for: the base model untouched
 
 
 @dataclass(frozen=True)
