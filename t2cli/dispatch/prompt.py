@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from t2cli.dispatch.two_pass import TwoPass
 
 LONGEST_QUESTION = 64  # tokens; a longer question shows its beginning and its end, and its first 16 say enough
+LONGEST_TEXT = 1 << 14  # characters; what is between the ends of a longer text is not even made into tokens
 ROWS = 32  # questions times categories in one pass: each row has a copy of its category's cache
 TOKENS = 1024  # padded tokens in one pass: each has logits of the whole vocabulary
 
@@ -199,7 +200,8 @@ class PromptStrategy:
 
     def _question(self, text: str) -> list[int]:
         """Return the tokens of a question as it stands after a category's beginning, at most LONGEST_QUESTION."""
-        ids = self._tokens(" " + one_line(text), begins=False)
+        text, half = one_line(text), LONGEST_TEXT // 2
+        ids = self._tokens(" " + (text if len(text) <= LONGEST_TEXT else text[:half] + text[-half:]), begins=False)
         half = LONGEST_QUESTION // 2
         return ids if len(ids) <= LONGEST_QUESTION else ids[:half] + ids[-half:]
 

@@ -69,8 +69,7 @@ def row(question: str, **fields: str) -> str:
     return json.dumps({"prompt": question, **fields})
 
 
-@pytest.mark.parametrize("options", [(), ("--soft",)])
-@pytest.mark.parametrize("jsonl", [True, False])
+@pytest.mark.parametrize(("jsonl", "options"), [(True, ("--soft",)), (False, ())])
 def test_an_expert_that_pass_1_chose_is_removed_by_another_process(
     jsonl: bool, options: tuple[str, ...], running: Callable, rm: Callable, tmp_path: Path
 ) -> None:
@@ -134,31 +133,28 @@ def test_a_reader_that_leaves_in_the_middle_of_lines_is_no_error(chat_process: l
     assert done.stdout.count(b"\n") == 1
 
 
-def test_bytes_that_are_no_text_in_a_pipe_a_row_and_an_argument(chat_process: list[str]) -> None:
-    def asked(*options: str | bytes, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = [*chat_process, "--json", "--adapt", "none", *options]
-        return subprocess.run(command, input=given, capture_output=True, check=False, timeout=60)
-
-    wanted = json.loads(asked("caf\ufffd \ufffd\ufffd?").stdout)["answer"]
-    by_argument = asked(b"caf\xe9 \xff\xfe?")
-    assert (by_argument.returncode, by_argument.stderr) == (0, b"[base model]\n")
-    by_pipe = asked(given=b"caf\xe9 \xff\xfe?\n")
-    assert by_pipe.returncode == 0
-    assert json.loads(by_argument.stdout)["answer"] == json.loads(by_pipe.stdout)["answer"] == wanted
-    rows = b'{"prompt": "caf\xe9"}\n{"prompt": "caf\\udce9 \\udcff\\udcfe?"}\n'
-    by_row = asked("--jsonl", given=rows)
-    assert by_row.returncode == 1
-    assert by_row.stderr.startswith(b"warning: line 1 is skipped: it is not UTF-8: byte 16")
-    (record,) = by_row.stdout.splitlines()
-    assert json.loads(record)["answer"] == wanted
+def test_bytes_that_are_no_text_in_a_pipe_a_row_and_an_argument(
+    chat_process: list[str], run: Callable, chat_options: list[str]
+) -> None:
+    options = ["chat", "--json", "--adapt", "none", *chat_options]
+    wanted = json.loads(run(*options, "caf\ufffd \ufffd\ufffd?").stdout)["answer"]
+    argument: list[str | bytes] = [*chat_process, "--json", "--adapt", "none", b"caf\xe9 \xff\xfe?"]
+    process = subprocess.run(argument, capture_output=True, check=False, timeout=120)
+    assert (process.returncode, process.stderr) == (0, b"[base model]\n")
+    by_pipe = run(*options, stdin=b"caf\xe9 \xff\xfe?\n")
+    assert by_pipe.exit_code == 0
+    assert json.loads(process.stdout)["answer"] == json.loads(by_pipe.stdout)["answer"] == wanted
+    by_row = run(*options, "--jsonl", stdin=b'{"prompt": "caf\xe9"}\n{"prompt": "caf\\udce9 \\udcff\\udcfe?"}\n')
+    assert by_row.exit_code == 1
+    assert by_row.stderr.startswith("warning: line 1 is skipped: it is not UTF-8: byte 16")
+    assert json.loads(by_row.stdout)["answer"] == wanted
 
 
 @pytest.mark.parametrize("size", [1_000_000, 9_000_000])
-def test_a_line_of_megabytes(size: int, chat_process: list[str]) -> None:
+def test_a_line_of_megabytes(size: int, run: Callable, chat_process: list[str], chat_options: list[str]) -> None:
     line = b"y " * (size // 2)
-    piped = subprocess.run(
-        [*chat_process, "-q"], input=b"what\n" + line + b"\nwhat\n", capture_output=True, check=False, timeout=120
-    )
+    lines = b"what\n" + line + b"\nwhat\n"
+    piped = subprocess.run([*chat_process, "-q"], input=lines, capture_output=True, check=False, timeout=120)
     assert piped.returncode == 2
     assert piped.stdout.count(b"\n") == 1  # what came before is answered
     first, hint = piped.stderr.decode().splitlines()
@@ -166,12 +162,11 @@ def test_a_line_of_megabytes(size: int, chat_process: list[str]) -> None:
     assert ("reads at most 512" if size < 4 << 20 else "longer than 4 MB") in first
     assert hint.startswith("hint: ")
     rows = b'{"prompt": "what"}\n{"prompt": "' + line + b'"}\n{"prompt": "what"}\n'
-    batched = subprocess.run([*chat_process, "--jsonl"], input=rows, capture_output=True, check=False, timeout=120)
-    assert batched.returncode == 1
+    batched = run("chat", "--jsonl", *chat_options, stdin=rows)
+    assert batched.exit_code == 1
     found = [json.loads(answer) for answer in batched.stdout.splitlines()]
-    answered = [record["id"] for record in found if record["answer"]]
-    assert answered == [1, 3]
-    assert b"1 of 3 rows have no answer" in batched.stderr
+    assert [record["id"] for record in found if record["answer"]] == [1, 3]
+    assert "1 of 3 rows have no answer" in batched.stderr
 
 
 def test_a_first_line_without_an_end_is_refused_before_a_model_is_loaded(t2: Callable, tmp_path: Path) -> None:
