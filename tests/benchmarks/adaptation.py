@@ -27,7 +27,7 @@ from t2cli.evaluation.statistics import holm
 from t2cli.files import write_atomic
 
 SEEN = ("math", "reasoning", "code")
-UNSEEN = ("equations", "legs", "letters")
+UNSEEN = ("terms", "letters", "largest", "arc-easy")
 STRATEGIES = ("best", "prompt", "few-shot")
 
 Row = dict[str, Any]
