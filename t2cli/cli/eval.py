@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from t2cli.cli.completion import expert_names, task_names
+from t2cli.cli.eval_plots import PlotFolder, check_folder, save_pictures
+from t2cli.cli.eval_strategies import (
+    Adapts,
+    ShotsOption,
+    Strategies,
+    answerers,
+    choice_lines,
+    confusion_lines,
+    strategies_of,
+)
 from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Data, Device, Json, Quiet, RegistryPath, Seed
-from t2cli.cli.output import Output, one_line, table
+from t2cli.cli.output import Output, interval, one_line, table
 from t2cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,10 +61,13 @@ Save = Annotated[
 def evaluate(
     task: Tasks,
     experts: Experts = None,
+    adapt: Adapts = None,
+    shots: ShotsOption = None,
     data: Data = None,
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="How many questions of each task.")] = 300,
     split: Split = "test",
     save: Save = None,
+    plot: PlotFolder = None,
     allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
@@ -63,34 +76,43 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure experts on a task, each beside the base on the same held-out questions.
+    """Measure experts and strategies on a task, each beside the base on the same held-out questions.
 
     Answers are greedy. Intervals are 95 %: Wilson's of an accuracy, Newcombe's of a gain, which is in
     points; P is McNemar's, exact and paired. TOKENS is the mean length of an answer, CUT counts those
-    that had not ended at four times the task's limit.
+    that had not ended at four times the task's limit. Of a strategy it is said which experts it chose
+    and what share of the time that took, and where it chooses categories, which for the questions of
+    each task.
     """
     out = Output(json=json, quiet=quiet)
-    from t2cli.cli.session import for_base
-    from t2cli.paths import registry_search_path
-    from t2cli.registry.local import LocalRegistry
-    from t2cli.registry.resolve import Resolver
-
+    check_folder(plot)
     questions = _questions(task, data or [], split, n, seed)
-    resolver = Resolver(
-        LocalRegistry(registry_search_path(registry)), for_base(base, quiet), allow_foreign=allow_foreign
-    )
+    resolver = _resolver(base, registry, allow_foreign=allow_foreign, quiet=quiet)
     entries = _found(resolver, experts or [])
+    strategies = strategies_of(adapt or [], shots, [task for task, _ in questions], resolver, split, seed)
     for warning in resolver.warnings:
         out.warn(warning)
     if split != "test":
         out.warn(f"NOT HELD OUT: experts were trained on or chosen by questions of the split {split!r}")
     with _saved(save) as written:
-        evaluations = _asked(out, questions, entries, base, device, split, seed)
+        evaluations = _asked(out, questions, entries, strategies, resolver, base, device, split, seed)
         if written is not None:
             _write_answers(written, evaluations)
     _report(out, evaluations, resolver.base.label)
     if save is not None:
         out.say(f"wrote {save}")
+    for picture in save_pictures(evaluations, plot):
+        out.say(f"wrote {picture}")
+
+
+def _resolver(base: str, registry: Path | None, *, allow_foreign: bool, quiet: bool) -> Resolver:
+    from t2cli.cli.session import for_base
+    from t2cli.paths import registry_search_path
+    from t2cli.registry.local import LocalRegistry
+    from t2cli.registry.resolve import Resolver
+
+    entries = LocalRegistry(registry_search_path(registry))
+    return Resolver(entries, for_base(base, quiet), allow_foreign=allow_foreign)
 
 
 def _questions(names: Sequence[str], data: Sequence[str], split: str, n: int, seed: int) -> Questions:
@@ -138,14 +160,17 @@ def _asked(
     out: Output,
     questions: Questions,
     entries: Sequence[ExpertEntry],
+    strategies: Strategies,
+    resolver: Resolver,
     base: str,
     device: str,
     split: str,
     seed: int,
 ) -> list[Evaluation]:
-    """Ask the base, once for each task, and all experts; a bar shows how long that still takes."""
+    """Ask the base, once for each task, all experts and all strategies; a bar shows how long that still takes."""
     from t2cli.cli.progress import progress
     from t2cli.cli.session import open_model
+    from t2cli.dispatch.two_pass import TwoPass
     from t2cli.evaluation import evaluate as evaluation
     from t2cli.registry.vectors import read_z
 
@@ -153,14 +178,16 @@ def _asked(
     adapted = open_model(base, device=device, quiet=out.quiet)
     for z in vectors:
         adapted.check(z)
-    if vectors:
+    if vectors or strategies.names:
         adapted.prepare(quiet=out.quiet)
-    others: list[Answerer] = [
-        evaluation.an_expert(adapted, z, entry.reference, entry.digest)
-        for entry, z in zip(entries, vectors, strict=True)
-    ]
-    total = (1 + len(others)) * sum(len(examples) for _, examples in questions)
+    two_pass = TwoPass(adapted, resolver.registry, quiet=out.quiet, allow_foreign=resolver.allow_foreign)
+    total = (1 + len(entries) + len(strategies.names)) * sum(len(examples) for _, examples in questions)
     with progress("evaluate", total, unit="answers", quiet=out.quiet) as bar:
+        others: list[Answerer] = [
+            evaluation.an_expert(adapted, z, entry.reference, entry.digest)
+            for entry, z in zip(entries, vectors, strict=True)
+        ]
+        others += answerers(strategies, two_pass, seed, bar.note)
         return [
             evaluation.evaluate(
                 task, examples, evaluation.the_base(adapted), others, split=split, seed=seed, on_done=bar.advance
@@ -180,6 +207,7 @@ def _write_answers(path: Path, evaluations: Sequence[Evaluation]) -> None:
 
 
 def _report(out: Output, evaluations: Sequence[Evaluation], base: str) -> None:
+    from t2cli.evaluation.confusion import confusions
     from t2cli.evaluation.report import adjusted, record
 
     holm = adjusted(evaluations)
@@ -187,6 +215,9 @@ def _report(out: Output, evaluations: Sequence[Evaluation], base: str) -> None:
     for evaluation, p_values in zip(evaluations, holm, strict=True):
         out.emit("eval", {"base": base, **record(evaluation, p_values, comparisons)})
         for line in _lines(evaluation, p_values, comparisons, base):
+            out.data(line)
+    for confusion in confusions(evaluations):
+        for line in confusion_lines(confusion):
             out.data(line)
     if comparisons > 1:
         out.data(
@@ -212,6 +243,8 @@ def _lines(evaluation: Evaluation, holm: Sequence[float | None], comparisons: in
         if row.paired is not None and p is not None:
             named = "Holm p" if comparisons > 1 else "p"
             yield one_line(f"{row.who.name}: {verdict(row.paired.gain, p)} ({named} = {p:.2g})")
+    for row in evaluation.rows:
+        yield from choice_lines(row)
 
 
 def _cells(row: Row, holm: float | None) -> list[str]:
@@ -223,8 +256,3 @@ def _cells(row: Row, holm: float | None) -> list[str]:
         gain = f"{100 * paired.gain:+.1f}"
         compared = [gain, interval(points, "{:+.1f}"), f"{paired.mcnemar_p:.2g}", f"{holm:.2g}"]
     return [row.who.name, *measured, *compared, f"{answers.mean_tokens:.1f}", str(sum(answers.cut))]
-
-
-def interval(ends: tuple[float, float], number: str) -> str:
-    """Return an interval as in [0.353, 0.463], each end in the format `number`."""
-    return f"[{number.format(ends[0])}, {number.format(ends[1])}]"

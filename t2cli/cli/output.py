@@ -170,6 +170,11 @@ def table(
     return "\n".join(_row(line, widths, right) for line in lines)
 
 
+def interval(ends: tuple[float, float], number: str) -> str:
+    """Return an interval as in [0.353, 0.463], each end in the format `number`."""
+    return f"[{number.format(ends[0])}, {number.format(ends[1])}]"
+
+
 def _shrink(widths: list[int], shrink: Collection[int], width: int) -> None:
     """Take characters from the widest of the columns `shrink` until the line fits or none can give more."""
     excess = sum(widths) + 2 * (len(widths) - 1) - width

@@ -81,12 +81,14 @@ def _evaluation(task: str, manifests: list[ExpertManifest]) -> EvaluationRecord 
 
 
 def _known_question(spec: TaskSpec, manifests: list[ExpertManifest]) -> str | None:
-    """Return a question of a task: one that an expert was trained on, else one that is here; None if there is none."""
+    """Return a question of a task: one that an expert was trained on, else one that is at hand; None if none is."""
     from t2cli.tasks.glimpse import first_example, offline
 
     for manifest in manifests:
         if manifest.training is not None and manifest.training.task == spec.name and manifest.examples:
             return manifest.examples[0]
+    if spec.source == "reasoning-gym":  # importing it takes seconds: too long for a list
+        return None
     try:
         example = first_example(offline(spec))
     except T2Error:  # not fetched, not installed

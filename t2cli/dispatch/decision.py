@@ -32,11 +32,19 @@ class Decision:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)  # reference of an expert -> alpha
     seconds: float = 0.0
+    threshold: float = 0.0  # the probability that the category needed
 
     @property
     def abstained(self) -> bool:
         """Tell whether pass 1 looked at the question and left it to the base model."""
         return self.category is not None and not self.weights
+
+    @property
+    def below_threshold(self) -> bool:
+        """Tell whether the likeliest category, which is not OTHER, was not likely enough."""
+        if self.category in (None, OTHER):
+            return False
+        return self.probabilities.get(self.category or "", 0.0) < self.threshold
 
 
 class Strategy(Protocol):

@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from t2cli.dispatch.decision import Messages
 from t2cli.errors import NotFoundError, T2Error, UsageError
@@ -29,6 +30,23 @@ ROLES = ("system", "user", "assistant")
 _NUMBER = re.compile(r"[-+\u2212]?\s?[$€£¥]?\s?(\d[\d,]*\.?\d*|\.\d+)(\s?/\s?\d+|[eE][-+]?\d+)?\s?%?")
 _YESNO = re.compile(r"yes|no", re.IGNORECASE)
 _CHOICE = re.compile(r"\(?[A-E][).]?")
+
+
+class Shot(Protocol):
+    """What a search needs of an example: a chat, the right answer as the model would write it, and a judge."""
+
+    @property
+    def messages(self) -> Messages: ...  # noqa: D102
+    @property
+    def answer(self) -> str: ...  # noqa: D102
+    @property
+    def line(self) -> int: ...  # noqa: D102
+
+    def is_right(self, completion: str) -> bool:
+        """Tell whether a completion gives the right answer."""
+
+
+AnyShot = TypeVar("AnyShot", bound=Shot)
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ def read_examples(path: str, reward: str = "") -> list[FewShot]:
     return examples
 
 
-def halves(examples: Sequence[FewShot], seed: int) -> tuple[list[FewShot], list[FewShot]]:
+def halves(examples: Sequence[AnyShot], seed: int) -> tuple[list[AnyShot], list[AnyShot]]:
     """Return the examples to search with and those to hold out, at random; of an odd number the first get more."""
     order = random.Random(seed).sample(range(len(examples)), len(examples))  # noqa: S311 - no secret
     middle = (len(examples) + 1) // 2

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 
 from t2cli.config import CEMConfig
-from t2cli.dispatch.examples import FewShot, halves
+from t2cli.dispatch.examples import Shot, halves
 from t2cli.dispatch.population import Exam, Judged, Mixer
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.generate import Stop
 from t2cli.svf.cem import Found, Score, search
 from t2cli.svf.zvector import ZVectors
 
@@ -101,20 +102,22 @@ class FewShotResult:
 def search_mix(
     adapted: AdaptedModel,
     experts: Mapping[str, ZVectors],
-    examples: Sequence[FewShot],
+    examples: Sequence[Shot],
     config: CEMConfig,
     *,
     on_iteration: OnIteration | None = None,
+    stop: Stop | None = None,
 ) -> FewShotResult:
     """Return the mix of `experts` (reference -> z) that answers half of the examples best, judged on the other half.
 
+    `stop` tells of an answer's token ids whether it is complete, where that is not the end token alone.
     Raises UsageError for an example that is longer than the base can read.
     """
     started = time.monotonic()
     mixer = Mixer(adapted, list(experts.values()), per_layer=config.per_layer)
     searched, held_out = halves(examples, config.seed)
-    exam = Exam(adapted, searched, config.max_new_tokens)
-    final = Exam(adapted, held_out, config.max_new_tokens)
+    exam = Exam(adapted, searched, config.max_new_tokens, stop=stop)
+    final = Exam(adapted, held_out, config.max_new_tokens, stop=stop)
     adapted.prepare()
     starts = _starts(mixer, list(experts))
     seen: dict[tuple[float, ...], Score] = {}

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import torch
 
 from t2cli.config import SamplingConfig
-from t2cli.dispatch.examples import FewShot
+from t2cli.dispatch.examples import Shot
 from t2cli.errors import UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
-from t2cli.models.generate import Completion, chunks, common_prefix, continued, generate, left_padded
+from t2cli.models.generate import Completion, Stop, chunks, common_prefix, continued, generate, left_padded
 from t2cli.models.memory import Room
 from t2cli.svf.policy_gradient import token_logp
 from t2cli.svf.zvector import ZVectors, unflatten
@@ -102,14 +102,16 @@ class Exam:
     def __init__(
         self,
         adapted: AdaptedModel,
-        examples: Sequence[FewShot],
+        examples: Sequence[Shot],
         max_new_tokens: int,
         *,
         batch_bytes: int = BATCH_BYTES,
+        stop: Stop | None = None,
     ) -> None:
         self.adapted = adapted
         self.examples = examples
         self.sampling = SamplingConfig(max_new_tokens)
+        self.stop = stop
         self.longest_right = 0  # tokens, of all mixes judged so far
         self.prompts = [adapted.base.encode(example.messages) for example in examples]
         self.answers = [self._answer(example) for example in examples]
@@ -122,7 +124,7 @@ class Exam:
                     hint=f"{adapted.base.identity.name} reads at most {adapted.base.context} tokens",
                 )
 
-    def _answer(self, example: FewShot) -> list[int]:
+    def _answer(self, example: Shot) -> list[int]:
         """Return the right answer's tokens as the model would write them: after a space where there is no template."""
         tokenizer = self.adapted.base.tokenizer
         text = example.answer if tokenizer.chat_template is not None else f" {example.answer}"
@@ -203,7 +205,8 @@ class Exam:
             where, mask = _places_in(prompts, answers, adapted.base.device)
             rows = _dealt(cache, where, adapted.model.config)
             adapted.select_rows(torch.arange(C).repeat_interleave(N))
-            return continued(adapted, first, rows, mask.repeat(C, 1), self.sampling, [limit] * (C * N)), total
+            most = [limit] * (C * N)
+            return continued(adapted, first, rows, mask.repeat(C, 1), self.sampling, most, stop=self.stop), total
 
     def _one_by_one(self, z: torch.Tensor, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
         """Return the same, one question at a time: all mixes read the same tokens, without padding."""
@@ -215,7 +218,7 @@ class Exam:
                 ids = torch.tensor([[*prompt, *answer]], device=adapted.base.device).expand(C, -1)
                 logits = adapted.model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[:, :-1]
                 total += token_logp(logits, ids[:, len(prompt) :]).sum(dim=1).double().cpu()
-                answered.append(generate(adapted, [prompt] * C, self.sampling, limits=[limit] * C))
+                answered.append(generate(adapted, [prompt] * C, self.sampling, limits=[limit] * C, stop=self.stop))
         return [completions[mix] for mix in range(C) for completions in answered], total
 
 

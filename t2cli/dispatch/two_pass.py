@@ -20,14 +20,14 @@ from t2cli.errors import NotFoundError, UsageError
 from t2cli.lookup import load
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import BaseModel
-from t2cli.models.generate import generate
+from t2cli.models.generate import Stop, generate
 from t2cli.registry.local import LocalRegistry
 from t2cli.registry.resolve import ForBase, Resolver
 from t2cli.registry.vectors import read_z
 from t2cli.svf.zvector import ZVectors
 
 if TYPE_CHECKING:
-    from t2cli.dispatch.examples import FewShot
+    from t2cli.dispatch.examples import FewShot, Shot
     from t2cli.dispatch.few_shot import FewShotResult, OnIteration
 
 NO_STRATEGY = "none"
@@ -85,9 +85,24 @@ class TwoPass:
     ) -> tuple[Strategy, FewShotResult]:
         """Return the strategy to use the mix that answers the examples best, and how it was found.
 
-        All the experts that pass 1 may choose are in it. Where the mix does not beat the base, each expert and their
-        uniform mix on the examples held out, the best of these answers. Raises NotFoundError where there is no expert,
-        and T2Error where no mix answered any example right.
+        Where the mix does not beat the base, each expert and their uniform mix on the examples held out, the best of
+        these answers. Raises as `search`, and T2Error where no mix answered any example right.
+        """
+        result = self.search(examples, config, on_iteration=on_iteration)
+        weights = result.weights(result.chosen()[1])
+        return FixedStrategy(Decision(FEW_SHOT, weights=weights)), result
+
+    def search(
+        self,
+        examples: Sequence[Shot],
+        config: CEMConfig,
+        *,
+        on_iteration: OnIteration | None = None,
+        stop: Stop | None = None,
+    ) -> FewShotResult:
+        """Return what a search of the mix that answers the examples best found, of all experts pass 1 may choose.
+
+        Raises NotFoundError where there is no expert.
         """
         from t2cli.dispatch.few_shot import search_mix
 
@@ -100,9 +115,7 @@ class TwoPass:
         self.adapted.prepare(quiet=self.quiet)
         members = find_members(self.resolver, dict.fromkeys(references, 1.0))
         experts = {r: read_z(entry) for r, (entry, _) in zip(references, members, strict=True)}
-        result = search_mix(self.adapted, experts, examples, config, on_iteration=on_iteration)
-        weights = result.weights(result.chosen()[1])
-        return FixedStrategy(Decision(FEW_SHOT, weights=weights)), result
+        return search_mix(self.adapted, experts, examples, config, on_iteration=on_iteration, stop=stop)
 
     def answer(
         self, messages: Messages, decision: Decision, sampling: SamplingConfig, *, on_text: OnText | None = None

@@ -5,20 +5,22 @@ Training ends with it, `t2 eval` is it: one function for both, so that their num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from t2cli.evaluation.choices import Choices
 from t2cli.evaluation.labels import read_labels
 from t2cli.evaluation.statistics import Interval, Paired, paired_gain, wilson
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.generate import greedy_in_batches
+from t2cli.models.generate import Completion, greedy_in_batches
 from t2cli.models.text_model import TextModel
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example, Task, rewards, stop_of, up_to
-from t2cli.tasks.dispatch import Choices, choices_of
+from t2cli.tasks.dispatch import Choices as LabelChoices
+from t2cli.tasks.dispatch import choices_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +34,16 @@ NOBODY, BY_HAND = "none", "fixed"  # the strategies of the base alone and of an 
 
 @dataclass(frozen=True)
 class Answers:
-    """What somebody answered to n examples, in their order: text, whether right, tokens, whether cut at the limit."""
+    """What somebody answered to n examples, in their order: text, whether right, tokens, whether cut at the limit.
+
+    A strategy also has its `choices`.
+    """
 
     texts: tuple[str, ...]
     right: tuple[bool, ...]
     tokens: tuple[int, ...]  # generated ones, the end token included
     cut: tuple[bool, ...]
+    choices: Choices | None = None
 
     @property
     def accuracy(self) -> float:
@@ -89,19 +95,6 @@ class Evaluation:
     rows: tuple[Row, ...]
 
 
-def ask(
-    adapted: AdaptedModel,
-    task: Task,
-    examples: Sequence[Example],
-    z: ZVectors | None,
-    *,
-    on_done: Advance | None = None,
-) -> Answers:
-    """Return the greedy answers to the examples under `z` or, without one, under the base."""
-    with adapted.reference() if z is None else adapted.use_z(z):
-        return answers_in_use(adapted, task, examples, on_done=on_done)
-
-
 def answers_in_use(
     model: TextModel, task: Task, examples: Sequence[Example], *, on_done: Advance | None = None
 ) -> Answers:
@@ -114,6 +107,11 @@ def answers_in_use(
     prompts = [model.base.encode(task.messages(example)) for example in examples]
     stop = stop_of(task, model.base.decode)
     completions = greedy_in_batches(model, prompts, limit_of(task), on_done=on_done, stop=stop)
+    return judged(model, task, examples, completions)
+
+
+def judged(model: TextModel, task: Task, examples: Sequence[Example], completions: Sequence[Completion]) -> Answers:
+    """Return what the completions answer to the examples, each judged by the task."""
     texts = [model.base.decode(list(completion.ids)) for completion in completions]
     return Answers(
         texts=tuple(texts),
@@ -123,7 +121,7 @@ def answers_in_use(
     )
 
 
-def _categories(task: Task, examples: Sequence[Example], choices: Choices, logp: torch.Tensor) -> Answers:
+def _categories(task: Task, examples: Sequence[Example], choices: LabelChoices, logp: torch.Tensor) -> Answers:
     """Return the likeliest categories as answers, from their log-probabilities (N, C)."""
     texts = [choices.categories[place] for place in logp.argmax(dim=1).tolist()]
     right = tuple(reward > 0 for reward in rewards(task, examples, texts))
@@ -135,16 +133,14 @@ def limit_of(task: Task) -> int:
     return ROOM * task.max_new_tokens
 
 
-def right_answers(
-    adapted: AdaptedModel,
-    task: Task,
-    examples: Sequence[Example],
-    z: ZVectors | None,
-    *,
-    on_done: Advance | None = None,
-) -> list[bool]:
-    """Return for each example whether the greedy answer is right, under `z` or under the base (None)."""
-    return list(ask(adapted, task, examples, z, on_done=on_done).right)
+def in_use(model: TextModel, use: Use, expert: str | None = None, digest: str | None = None) -> Answerer:
+    """Return the model in a use of it as who answers: the base, unless it is named as an `expert`."""
+
+    def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
+        with use():
+            return answers_in_use(model, task, examples, on_done=on_done)
+
+    return Answerer(NOBODY if expert is None else BY_HAND, answer, expert, digest)
 
 
 def the_base(adapted: AdaptedModel) -> Answerer:
@@ -155,13 +151,15 @@ def the_base(adapted: AdaptedModel) -> Answerer:
 def an_expert(adapted: AdaptedModel, z: ZVectors, reference: str, digest: str | None = None) -> Answerer:
     """Return an expert as who answers, with folded weights, which are released afterwards."""
 
-    def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
+    @contextmanager
+    def folded() -> Iterator[None]:
         try:
-            return ask(adapted, task, examples, z, on_done=on_done)
+            with adapted.use_z(z):
+                yield
         finally:
             adapted.release()
 
-    return Answerer(BY_HAND, answer, reference, digest)
+    return in_use(adapted, folded, reference, digest)
 
 
 def evaluate(
@@ -201,40 +199,29 @@ def compare(
 
     Where the task's files hold fewer, on all of them. `on_done` counts to 2 n.
     """
+    examples = up_to(task, split, n, seed)
     who = an_expert(adapted, z, task.name)
-    return compare_two(task, the_base(adapted), who, n=n, seed=seed, split=split, on_done=on_done)
-
-
-def in_use(model: TextModel, use: Use, name: str | None = None) -> Answerer:
-    """Return the model in a use of it as who answers: the base, unless it has a `name`."""
-
-    def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
-        with use():
-            return answers_in_use(model, task, examples, on_done=on_done)
-
-    return Answerer(NOBODY if name is None else BY_HAND, answer, name)
+    return compare_two(task, examples, the_base(adapted), who, split=split, seed=seed, on_done=on_done)
 
 
 def compare_two(
     task: Task,
+    examples: Sequence[Example],
     alone: Answerer,
     who: Answerer,
     *,
-    n: int,
+    split: str,
     seed: int,
-    split: str = "test",
     on_done: Advance | None = None,
 ) -> EvaluationRecord:
-    """Return the paired evaluation of `who` against the base `alone`, as `compare`."""
-    examples = up_to(task, split, n, seed)
-    n = len(examples)
+    """Return the paired evaluation of `who` against the base `alone` on examples drawn from `split` with `seed`."""
     done = evaluate(task, examples, alone, [who], split=split, seed=seed, on_done=on_done)
     base, expert = done.rows
     assert expert.paired is not None
     return EvaluationRecord(
         task=task.name,
         split=split,
-        n=n,
+        n=len(examples),
         base_accuracy=base.answers.accuracy,
         expert_accuracy=expert.answers.accuracy,
         ci95=expert.ci95,

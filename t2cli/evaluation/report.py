@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from t2cli.evaluation import choices
 from t2cli.evaluation.evaluate import Evaluation, Row
 from t2cli.evaluation.statistics import holm
 
@@ -31,6 +32,7 @@ def record(evaluation: Evaluation, holm_p: Sequence[float | None], comparisons: 
     """Return an evaluation as --json has it; `holm_p` are those of its rows, adjusted for all `comparisons`."""
     return {
         "task": evaluation.task.name,
+        "category": evaluation.task.category,
         "split": evaluation.split,
         "held_out": evaluation.split == "test",
         "n": len(evaluation.examples),
@@ -58,6 +60,7 @@ def _row(row: Row, holm_p: float | None) -> Record:
         "verdict": None if paired is None or holm_p is None else verdict(paired.gain, holm_p),
         "mean_answer_tokens": answers.mean_tokens,
         "cut_answers": sum(answers.cut),
+        **(choices.record(answers.choices) if answers.choices else {}),
     }
 
 
@@ -80,4 +83,12 @@ def answer_records(evaluation: Evaluation) -> Iterator[Record]:
                 "right": row.answers.right[index],
                 "tokens": row.answers.tokens[index],
                 "cut": row.answers.cut[index],
+                **_choice(row, index),
             }
+
+
+def _choice(row: Row, index: int) -> Record:
+    """Return what a strategy chose for one question; nothing of an expert that was named."""
+    if row.answers.choices is None:
+        return {}
+    return {"category": row.answers.choices.categories[index], "weights": dict(row.answers.choices.weights[index])}

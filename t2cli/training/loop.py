@@ -55,21 +55,11 @@ class TrainingRun:
 
         Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
         """
-        state = self._restore()
-        if state is not None and self._ended(state) and state.best_step:
+        state = self.train()
+        if state.best_step:
             before = self.publisher.published(state, registry) if self.team.leads else None
             if trained := self.team.told(before):
                 return trained
-        state = state or self._start()
-        self.listener.stage("train", self.config.steps - state.step)
-        while not self._ended(state):
-            self._one_step(state)
-        self.listener.stage("", 0)
-        if state.step < self.config.steps and state.collapses <= self.config.retries:
-            self.listener.note(
-                f"ended early, after step {state.step}: none of the last {state.stale} validations found "
-                f"anything better than {_best(state)}"
-            )
         if state.best_step == 0:
             if self.team.leads:
                 self.folder.finish("")
@@ -79,6 +69,20 @@ class TrainingRun:
                 hint="train for more --steps, or with another --learning-rate or --seed",
             )
         return self.publisher.publish(state, registry)
+
+    def train(self) -> RunState:
+        """Make the steps that are left, from the last checkpoint or from the start; return where the run ended."""
+        state = self._restore() or self._start()
+        self.listener.stage("train", self.config.steps - state.step)
+        while not self._ended(state):
+            self._one_step(state)
+        self.listener.stage("", 0)
+        if state.step < self.config.steps and state.collapses <= self.config.retries:
+            self.listener.note(
+                f"ended early, after step {state.step}: none of the last {state.stale} validations found "
+                f"anything better than {_best(state)}"
+            )
+        return state
 
     def _ended(self, state: RunState) -> bool:
         """Tell whether the steps are done, `patience` validations found nothing better, or retries are used up."""

@@ -90,12 +90,12 @@ class Publisher:
         return trained
 
     def _evaluation(self, best: torch.Tensor) -> EvaluationRecord:
-        n = len(up_to(self.task, "test", self.spec.config.evaluation_examples, EVALUATION_SEED))
-        self.listener.stage(f"evaluate on {n} test examples", 2 * n)
+        examples = up_to(self.task, "test", self.spec.config.evaluation_examples, EVALUATION_SEED)
+        self.listener.stage(f"evaluate on {len(examples)} test examples", 2 * len(examples))
         base = in_use(self.policy.text_model, self.policy.reference)
         trained = in_use(self.policy.text_model, lambda: self.policy.answering(best), self.spec.expert)
         heard = self.listener.advance
-        evaluation = compare_two(self.task, base, trained, n=n, seed=EVALUATION_SEED, on_done=heard)
+        evaluation = compare_two(self.task, examples, base, trained, split="test", seed=EVALUATION_SEED, on_done=heard)
         self.listener.stage("", 0)
         self.policy.release()
         return evaluation

@@ -83,8 +83,8 @@ def test_the_numbers_are_those_of_the_answers_that_are_kept(evaluate: Callable, 
     assert result.exit_code == 0, result.stderr
     assert result.stderr == f"wrote {tmp_path / 'answers.jsonl'}\n"
     record = json.loads(result.stdout)
-    keys = ["schema", "base", "task", "split", "held_out", "n", "seed", "max_answer_tokens", "comparisons", "rows"]
-    assert list(record) == keys
+    asked = ["task", "category", "split", "held_out", "n", "seed"]
+    assert list(record) == ["schema", "base", *asked, "max_answer_tokens", "comparisons", "rows"]
     assert (record["schema"], record["task"], record["split"]) == ("t2.eval/1", "divisors", "test")
     assert (record["n"], record["seed"], record["max_answer_tokens"], record["comparisons"]) == (N, 3, 8, 2)
 

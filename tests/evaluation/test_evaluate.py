@@ -17,10 +17,8 @@ from t2cli.evaluation.evaluate import (
     Answerer,
     Answers,
     an_expert,
-    ask,
     compare,
     evaluate,
-    right_answers,
     the_base,
 )
 from t2cli.evaluation.report import adjusted, record, verdict
@@ -57,6 +55,12 @@ class DigitTask:
 @pytest.fixture
 def adapted(counting_folder: Path) -> AdaptedModel:
     return AdaptedModel(load_base(str(counting_folder), device="cpu", quiet=True))
+
+
+def asked(adapted: AdaptedModel, task: Task, examples: Sequence[Example], z: ZVectors | None) -> Answers:
+    """Return what an expert, or the base (None), answers."""
+    who = the_base(adapted) if z is None else an_expert(adapted, z, "e")
+    return who.answer(task, examples, None)
 
 
 def plain_answers(folder: Path, z: ZVectors, prompts: list[list[int]], limit: int) -> list[tuple[str, list[int]]]:
@@ -128,11 +132,11 @@ def test_several_are_compared_with_one_base_on_the_same_examples(
 ) -> None:
     task, z = DigitTask(), [random_z(adapted.ranks, seed=seed, sigma=0.5) for seed in (1, 2)]
     examples = task.examples("test", N, 0)
-    asked: list[str] = []
+    order: list[str] = []
 
     def recorded(who: Answerer) -> Answerer:
         def answer(task: Task, examples: Sequence[Example], on_done: Advance | None) -> Answers:
-            asked.append(who.name)
+            order.append(who.name)
             return who.answer(task, examples, on_done)
 
         return replace(who, answer=answer)
@@ -142,23 +146,23 @@ def test_several_are_compared_with_one_base_on_the_same_examples(
     halves = Answerer("halves", lambda task, examples, on_done: alternating(adapted, task, examples, z[0]))
     everybody = [recorded(who) for who in (*others, halves)]
     found = evaluate(task, examples, recorded(the_base(adapted)), everybody, split="test", seed=0)
-    assert asked == ["base", "e@0", "e@1", "halves"]
-    assert [row.who.name for row in found.rows] == asked
-    base = right_answers(adapted, task, examples, None)
+    assert order == ["base", "e@0", "e@1", "halves"]
+    assert [row.who.name for row in found.rows] == order
+    base = list(asked(adapted, task, examples, None).right)
     assert list(found.rows[0].answers.right) == base
     assert found.rows[0].paired is None
     for row, vectors in zip(found.rows[1:3], z, strict=True):
-        right = right_answers(adapted, task, examples, vectors)
+        right = list(asked(adapted, task, examples, vectors).right)
         assert list(row.answers.right) == right
         assert row.paired == paired_gain(base, right)
         assert row.ci95 == wilson(sum(right), N)
-    first = right_answers(adapted, task, examples, z[0])
+    first = asked(adapted, task, examples, z[0]).right
     assert list(found.rows[3].answers.right) == [pair[i % 2] for i, pair in enumerate(zip(base, first, strict=True))]
 
 
 def alternating(adapted: AdaptedModel, task: Task, examples: Sequence[Example], z: ZVectors) -> Answers:
     """Answer the examples as the base and as an expert in turn."""
-    both = [ask(adapted, task, examples, vectors) for vectors in (None, z)]
+    both = [asked(adapted, task, examples, vectors) for vectors in (None, z)]
     fields = ("texts", "right", "tokens", "cut")
     columns = ([getattr(both[i % 2], field)[i] for i in range(len(examples))] for field in fields)
     return Answers(*(tuple(column) for column in columns))
@@ -219,10 +223,10 @@ def test_an_evaluation_leaves_the_base_as_it_was(adapted: AdaptedModel, random_z
     before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
     z, task = random_z(adapted.ranks, sigma=0.5), DigitTask()
     examples = task.examples("test", N, 0)
-    answers = right_answers(adapted, task, examples, None)
-    assert right_answers(adapted, task, examples, z) != answers
-    assert right_answers(adapted, task, examples, None) == answers
+    answers = asked(adapted, task, examples, None)
+    assert asked(adapted, task, examples, z) != answers
+    assert asked(adapted, task, examples, None) == answers
     with adapted.use_z(z):  # the base is the base also inside of an expert
-        assert right_answers(adapted, task, examples, None) == answers
+        assert asked(adapted, task, examples, None) == answers
     for name, tensor in adapted.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name

@@ -10,7 +10,7 @@ import torch
 from interruptions import Heard
 from odd_task import SMALL, OddTask, start
 
-from t2cli.evaluation.evaluate import right_answers
+from t2cli.evaluation.evaluate import answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.svf.zvector import ZVectors, unflatten
@@ -25,11 +25,12 @@ NOTHING = torch.Generator()
 def test_rewards_rise(counting: AdaptedModel) -> None:
     trainer, task = EvolutionTrainer(counting, EVOLVED), OddTask()
     held_out = task.examples("validation", 32, 0)
-    before = sum(right_answers(counting, task, held_out, None))
+    before = sum(answers_in_use(counting, task, held_out).right)
     for step in range(EVOLVED.steps):
         trainer.update(task, task.examples("train", 4, step), NOTHING)
     assert trainer.policy.flat.grad is None
-    assert sum(right_answers(counting, task, held_out, trainer.policy.z())) > before + 6
+    with counting.use_z(trainer.policy.z()):
+        assert sum(answers_in_use(counting, task, held_out).right) > before + 6
 
 
 def test_an_update_by_hand(counting: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from odd_task import SMALL, OddTask
 
 from t2cli.errors import T2Error
-from t2cli.evaluation.evaluate import right_answers
+from t2cli.evaluation.evaluate import answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.svf.zvector import ZVectors
 from t2cli.training.rollouts import Rollouts, collect
@@ -44,11 +44,12 @@ def gradient(trainer: Trainer, rollouts: Rollouts) -> torch.Tensor:
 def test_rewards_rise(counting: AdaptedModel) -> None:
     trainer, task = Trainer(counting, replace(SMALL, steps=20, learning_rate=0.1)), OddTask()
     held_out = task.examples("validation", 32, 0)
-    before = sum(right_answers(counting, task, held_out, None))
+    before = sum(answers_in_use(counting, task, held_out).right)
     steps, z = range(trainer.config.steps), trainer.policy.z
     rewards = [trainer.step(rollouts_of(counting, z(), step=step)).reward for step in steps]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.6, rewards
-    assert sum(right_answers(counting, task, held_out, trainer.policy.z())) > before
+    with counting.use_z(trainer.policy.z()):
+        assert sum(answers_in_use(counting, task, held_out).right) > before
 
 
 def test_the_gradient_is_that_of_separate_rows(counting: AdaptedModel) -> None:
