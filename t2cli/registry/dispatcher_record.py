@@ -42,6 +42,8 @@ class DispatcherRecord:
 
 def read_dispatcher(row: Fields) -> DispatcherRecord:
     """Return the dispatcher's part of a manifest; CorruptArtifactError, naming the key, if it is none."""
+    for key in ("categories", "labels", "confusion"):
+        row.get(key)  # of a list, an absent one would be an empty one
     categories = row.texts("categories")
     if not 2 <= len(categories) <= MOST_CATEGORIES or len(set(categories)) < len(categories):
         raise row.fail("categories", f"2 to {MOST_CATEGORIES} different categories")

@@ -168,7 +168,7 @@ def source(spec: TaskSpec) -> DispatchSource:
 class DispatchSource:
     """Questions of several tasks, and general ones, each with its category as the answer."""
 
-    finite = False
+    finite = True  # where all the tasks read files: then there may be fewer questions than are asked for
 
     def __init__(self, spec: TaskSpec, *, offline: bool = False) -> None:
         self._offline = offline
