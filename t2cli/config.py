@@ -82,7 +82,7 @@ class TrainConfig:
 
 
 CHOICES = {
-    "trainer": ("policy-gradient", "evolution"),
+    "trainer": ("policy-gradient", "evolution", "labels"),
     "adapter": ("svf", "lora"),
     "parametrisation": ("linear", "sigmoid"),
     "baseline": ("leave-one-out", "none"),
@@ -128,6 +128,9 @@ ADAPTER_DEFAULTS: dict[str, dict[str, object]] = {"svf": {}, "lora": {"learning_
 TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     "policy-gradient": {},
     "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0},
+    # One forward and backward pass per question, nothing sampled, and no text that a KL could keep like the base's.
+    "labels": {"steps": 40, "prompts_per_step": 16, "micro_batch": 16, "validation_examples": 160}
+    | {"kl_coefficient": 0.0},
 }
 
 

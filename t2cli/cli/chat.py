@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from t2cli.cli.chat_output import record, streamed
+from t2cli.cli.chat_rows import LONGEST_LINE, lines_of, readable
+from t2cli.cli.dispatch_options import Soft, Threshold, dispatch_config
 from t2cli.cli.mix_search import chat_examples, few_shot_strategy
 from t2cli.cli.options import (
     DEFAULT_BASE,
@@ -30,7 +32,7 @@ from t2cli.cli.output import Output
 from t2cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from t2cli.config import SamplingConfig
+    from t2cli.config import DispatchConfig, SamplingConfig
     from t2cli.dispatch.decision import Strategy
     from t2cli.dispatch.examples import FewShot
     from t2cli.dispatch.two_pass import TwoPass
@@ -40,8 +42,12 @@ if TYPE_CHECKING:
 OptionalText = Optional[str]  # noqa: UP045
 
 Adapt = Annotated[
-    Literal["prompt", "few-shot", "none"],
-    typer.Option("--adapt", help="Who chooses: pass 1, a mix searched with --examples, or nobody."),
+    Literal["auto", "classifier", "prompt", "few-shot", "none"],
+    typer.Option(
+        "--adapt",
+        help="Who chooses: pass 1 by a trained dispatcher (classifier) or by the base itself (prompt), of these the"
+        " better one there is (auto), a mix searched with --examples, or nobody.",
+    ),
 ]
 Mix = Annotated[str, typer.Option("--mix", metavar="A:0.6,B:0.4", help="Answer as this mix of experts; no pass 1.")]
 Jsonl = Annotated[
@@ -63,7 +69,9 @@ def chat(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
-    adapt: Adapt = "prompt",
+    adapt: Adapt = "auto",
+    threshold: Threshold = None,
+    soft: Soft = False,
     examples: Examples = "",
     reward: AsReward = "",
     expert: AsExpert = "",
@@ -89,22 +97,21 @@ def chat(
     out = Output(json=json or jsonl, quiet=quiet)
     weights = by_hand(expert, mix)
     few_shot = chat_examples(adapt, examples, reward, by_hand=bool(weights))
+    config = dispatch_config(threshold, soft, adapt, by_hand=bool(weights))
     _check(prompt, temperature, jsonl, done)
     source = _source(out, prompt, batch if jsonl else None, done)
     from t2cli.cli.session import open_two_pass
     from t2cli.config import SamplingConfig
 
     two_pass = open_two_pass(base, registry, device=device, allow_foreign=allow_foreign, quiet=quiet)
-    strategy = _strategy(out, two_pass, adapt, weights, few_shot, seed)
-    for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.warnings):
-        out.warn(warning)
+    strategy = _strategy(out, two_pass, adapt, config, weights, few_shot, seed)
     sampling = SamplingConfig(max_new_tokens, temperature, seed)
     if source is not None:
         source(two_pass, strategy, sampling)
     else:
         from t2cli.cli.chat_session import Conversation, hold
 
-        hold(Conversation(out, two_pass, strategy, sampling, adapt), keep_history=not no_history)
+        hold(Conversation(out, two_pass, strategy, sampling, adapt, config), keep_history=not no_history)
 
 
 def _source(out: Output, prompt: str | None, batch: int | None, done: Path | None) -> Answers | None:
@@ -117,7 +124,7 @@ def _source(out: Output, prompt: str | None, batch: int | None, done: Path | Non
 
         return partial(answer_rows, out, Rows(out, batch, done))
     if prompt is not None:
-        return partial(single, out, prompt)
+        return partial(single, out, readable(prompt))  # an argument's bytes may be no UTF-8
     if sys.stdin is not None and sys.stdin.isatty():
         return None
     return partial(piped, out, _first_line_read(_lines()))
@@ -136,12 +143,29 @@ def _check(prompt: str | None, temperature: float, jsonl: bool, done: Path | Non
 
 
 def _strategy(
-    out: Output, two_pass: TwoPass, adapt: str, weights: dict[str, float], examples: list[FewShot], seed: int
+    out: Output,
+    two_pass: TwoPass,
+    adapt: str,
+    config: DispatchConfig,
+    weights: dict[str, float],
+    examples: list[FewShot],
+    seed: int,
 ) -> Strategy:
-    """Return who chooses: a search on examples where there are any, the user's weights, or the strategy `adapt`."""
+    """Return who chooses: a search on examples where there are any, the user's weights, or the strategy `adapt`.
+
+    Warns of what is wrong with the registry, and of experts that are not the base's own.
+    """
+    from t2cli.dispatch.renewed import renewed
+
     if examples:
-        return few_shot_strategy(out, two_pass, examples, seed)
-    return two_pass.by_hand(weights) if weights else two_pass.strategy(adapt)
+        strategy = few_shot_strategy(out, two_pass, examples, seed)
+    elif weights:
+        strategy = two_pass.by_hand(weights)
+    else:
+        strategy = renewed(lambda: two_pass.strategy(adapt, config), two_pass.resolver, out.warn)
+    for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.warnings):
+        out.warn(warning)
+    return strategy
 
 
 def by_hand(expert: str, mix: str) -> dict[str, float]:
@@ -161,8 +185,15 @@ def by_hand(expert: str, mix: str) -> dict[str, float]:
 
 
 def _lines() -> Iterator[tuple[int, str]]:
-    """Yield the lines of standard input with their numbers; bytes that are no UTF-8 are replaced."""
-    for number, line in enumerate(sys.stdin.buffer if sys.stdin is not None else (), start=1):
+    """Yield the lines of standard input with their numbers; bytes that are no UTF-8 are replaced.
+
+    Raises UsageError for a line that no model reads: one without an end would fill the memory.
+    """
+    for number, line in lines_of(sys.stdin.buffer) if sys.stdin is not None else ():
+        if line is None:
+            raise UsageError(
+                f"line {number} is longer than {LONGEST_LINE >> 20} MB", hint="a question per line, each with an end"
+            )
         yield number, line.decode("utf-8", errors="replace").strip()
 
 
@@ -192,6 +223,8 @@ def piped(
     sampling: SamplingConfig,
 ) -> None:
     """Answer line by line: one line each, in their order; a blank line gives a blank line."""
+    from t2cli.dispatch.renewed import still_there
+
     for number, question in questions:
         if not question:
             out.warn(f"line {number} is empty")
@@ -199,7 +232,8 @@ def piped(
             continue
         messages = [{"role": "user", "content": question}]
         try:
-            answer = streamed(out, two_pass, messages, strategy.decide(messages), sampling, one_line=True)
+            decision = still_there(two_pass.resolver, strategy).decide(messages)
+            answer = streamed(out, two_pass, messages, decision, sampling, one_line=True)
         except UsageError as error:
             raise UsageError(f"line {number}: {error.message}", hint=error.hint) from error
         out.emit("chat", record(number, answer))

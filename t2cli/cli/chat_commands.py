@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from t2cli.cli.chat_output import explained, record, streamed, who
-from t2cli.dispatch.decision import FEW_SHOT
+from t2cli.dispatch.decision import FEW_SHOT, OTHER
 from t2cli.errors import T2Error, UsageError
 from t2cli.files import write_atomic
 from t2cli.lookup import near_matches
@@ -108,11 +108,25 @@ def why(conversation: Conversation, _: str) -> None:
     elif decision.category is None:
         lines.append(f"chosen by hand: {who(decision)}" if decision.weights else "nobody chooses: the base model")
     elif decision.abstained:
-        lines.append(f"{decision.strategy} found no category that the question belongs to: the base model answers")
+        lines.append(f"{decision.strategy} found {_no_expert(decision)}: the base model answers")
+    elif any(alpha != 1 for alpha in decision.weights.values()):
+        rest = 1 - sum(decision.weights.values())
+        lines.append(f"{decision.strategy} mixes by probability: {who(decision)}, and the base model with {rest:.2f}")
     else:
         lines.append(f"{decision.strategy} found {decision.category} the likeliest: its expert is {who(decision)}")
     lines.append(f"it took {decision.seconds:.2f} s")
     conversation.tell("\n".join(lines))
+
+
+def _no_expert(decision: Decision) -> str:
+    """Say why pass 1 left a question to the base model."""
+    category = decision.category
+    if category == OTHER:
+        return "no category that the question belongs to"
+    if decision.below_threshold:
+        certainty = decision.probabilities[category or ""]
+        return f"{category} the likeliest, with {certainty:.1%} below the threshold of {decision.threshold:.1%}"
+    return f"{category} the likeliest, and there is no expert for it"
 
 
 def compare(conversation: Conversation, _: str) -> None:

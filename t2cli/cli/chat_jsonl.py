@@ -125,15 +125,20 @@ class Answers:
         return Question(messages, strategy)
 
     def _strategy(self, weights: Mapping[str, float] | None, named: dict[str, Strategy | T2Error]) -> Strategy:
-        if weights is None:
-            return self.strategy
-        key = json.dumps(list(weights.items()))
+        key = json.dumps(weights if weights is None else list(weights.items()))
         if key not in named:
             try:
-                named[key] = self.two_pass.by_hand(weights) if weights else self.two_pass.strategy("none")
+                named[key] = self._made(weights)
             except T2Error as error:
                 named[key] = error
         found = named[key]
         if isinstance(found, T2Error):
             raise found
         return found
+
+    def _made(self, weights: Mapping[str, float] | None) -> Strategy:
+        from t2cli.dispatch.renewed import still_there
+
+        if weights is None:
+            return still_there(self.two_pass.resolver, self.strategy)
+        return self.two_pass.by_hand(weights) if weights else self.two_pass.strategy("none")

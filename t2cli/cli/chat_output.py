@@ -69,8 +69,12 @@ def explained(decision: Decision) -> str:
     """Return the dispatch line: who answers, and why."""
     if decision.category is None:
         return f"[{who(decision)}]"
-    certainty = decision.probabilities.get(decision.category, 0.0)
-    return f"[{decision.category} {certainty:.0%} -> {who(decision)}]"
+    certainty = f"{decision.probabilities.get(decision.category, 0.0):.0%}"
+    if decision.below_threshold:
+        certainty += f", below {decision.threshold:.0%}"
+    # a reference with its weight, as --mix takes it: other than a mix chosen by hand, this one need not add up to one
+    experts = (reference if alpha == 1 else f"{reference}:{alpha:g}" for reference, alpha in decision.weights.items())
+    return f"[{decision.category} {certainty} -> {' '.join(experts) or who(decision)}]"
 
 
 class Folded:

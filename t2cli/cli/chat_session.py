@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from t2cli.cli.chat_output import record, streamed, who
 from t2cli.cli.output import write_stderr
+from t2cli.config import DispatchConfig
 from t2cli.dispatch.decision import FEW_SHOT
 from t2cli.errors import T2Error, UsageError
 
@@ -27,13 +28,20 @@ class Conversation:
     """What was said so far, and who answers next. `automatic` names the strategy that `/expert auto` goes back to."""
 
     def __init__(
-        self, out: Output, two_pass: TwoPass, strategy: Strategy, sampling: SamplingConfig, automatic: str
+        self,
+        out: Output,
+        two_pass: TwoPass,
+        strategy: Strategy,
+        sampling: SamplingConfig,
+        automatic: str,
+        config: DispatchConfig = DispatchConfig(),  # noqa: B008 (frozen)
     ) -> None:
         self.out = out
         self.two_pass = two_pass
         self.strategy = strategy
         self.sampling = sampling
         self.automatic = automatic
+        self.config = config
         self.searched = strategy if automatic == FEW_SHOT else None  # the mix that --examples speak for
         self.messages: Messages = []
         self.question: Messages | None = None  # the last question, with what came before it
@@ -89,7 +97,7 @@ class Conversation:
     def strategy_of(self, name: str) -> Strategy:
         """Return the strategy `name`. Raises NotFoundError if unknown, and UsageError for a search without examples."""
         if name != FEW_SHOT:
-            return self.two_pass.strategy(name)
+            return self.two_pass.strategy(name, self.config)
         if self.searched is None:
             raise UsageError(
                 f"{FEW_SHOT} needs examples", hint=f"begin with t2 chat --adapt {FEW_SHOT} --examples FILE.jsonl"

@@ -60,6 +60,7 @@ def show(
     z = _numbers(out, entry)
     out.emit("show", {**fields, **place, "relation": asdict(how), "deviation": deviation(z) if z else None})
     rows = [*_what(entry), *_base(entry.manifest, how, base), *_making(entry), *_measured(entry.manifest)]
+    rows += _dispatching(entry.manifest)
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         out.data(f"{label:<{width}}  {one_line(text)}".rstrip())
@@ -173,6 +174,19 @@ def _files(data: object) -> Iterator[str]:
             place = " ".join(str(file[key]) for key in ("row", "dataset", "revision") if key in file)
             name = f"{place} {file.get('file')}".strip()
             yield f"{file.get('split')}: {name}, sha256:{str(file.get('sha256'))[:12]}"
+
+
+def _dispatching(manifest: ExpertManifest) -> Iterator[Row]:
+    """Yield what a dispatcher asks, and how often it was right about questions of each category."""
+    if (record := manifest.dispatcher) is None:
+        return
+    yield "asks", record.instruction
+    yield "answers", ", ".join(f"{label} {name}" for label, name in zip(record.labels, record.categories, strict=True))
+    yield "threshold", f"{record.threshold:g}: what is less likely is left to the base"
+    yield "confusion", f"of {record.n} held-out questions {record.accuracy:.1%} were told right"
+    for name, row in zip(record.categories, record.confusion, strict=True):
+        told = (f"{count} {said}" for said, count in zip(record.categories, row, strict=True) if count)
+        yield "", f"{name}: {', '.join(told) or 'none'}"
 
 
 def _measured(manifest: ExpertManifest) -> Iterator[Row]:

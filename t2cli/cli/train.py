@@ -37,7 +37,7 @@ from t2cli.cli.training_options import (
     Targets,
     TrainerName,
 )
-from t2cli.cli.training_request import Request, requested, resuming, settings_of, task_of
+from t2cli.cli.training_request import Request, requested, resuming, settings_of, task_of, trainer_of
 from t2cli.cli.training_run import report, run_shown, show_curve
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
@@ -83,7 +83,8 @@ def train(
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     given = {"steps": steps, "learning_rate": learning_rate, "patience": patience, "rank": rank}
-    config = _config(preset, trainer=trainer, adapter=adapter, selection=targets, seed=seed, **given)
+    learns = trainer_of(task, trainer)
+    config = _config(preset, trainer=learns, adapter=adapter, selection=targets, seed=seed, **given)
     asked = requested(task, data or [], reward, name, base, config, out, unsafe_code)
     from t2cli.training.distributed import joined
 

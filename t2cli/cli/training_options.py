@@ -20,8 +20,12 @@ Preset = Annotated[
     str, typer.Option("--preset", metavar="NAME", help=f"A tested set of settings: {', '.join(PRESETS)}.")
 ]
 TrainerName = Annotated[
-    Literal["policy-gradient", "evolution"],
-    typer.Option("--trainer", help="How to learn from rewards; evolution needs no backward pass."),
+    Literal["policy-gradient", "evolution", "labels"],
+    typer.Option(
+        "--trainer",
+        help="How to learn; evolution needs no backward pass, labels is for tasks whose answers are categories.",
+        show_default="what suits the task",
+    ),
 ]
 Adapter = Annotated[
     Literal["svf", "lora"],

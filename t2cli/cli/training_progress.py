@@ -41,9 +41,10 @@ class TrainingProgress:
         """Write a step's line and move the bar."""
         validation = "" if record.validation is None else f"  validation {record.validation:.3f}"
         kl = "" if record.kl is None else f"  KL {record.kl:.4f}"
+        speed = f"  {record.tokens_per_second:.0f} tokens/s" if record.tokens else ""
         self._out.say(
-            f"step {record.step}/{record.steps}  reward {record.reward:+.3f}{kl}  "
-            f"{record.tokens_per_second:.0f} tokens/s  {record.seconds:.1f} s  ETA {minutes(record.eta)}{validation}"
+            f"step {record.step}/{record.steps}  reward {record.reward:+.3f}{kl}{speed}  "
+            f"{record.seconds:.1f} s  ETA {minutes(record.eta)}{validation}"
         )
         self._bar.advance()
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from t2cli.training.checkpoint import RunFolder, RunSpec
 
 
+LABELS = "labels"  # the trainer of tasks whose answers are categories
+
+
 class Request(NamedTuple):
     """A run that was asked for; `home` is the name of the base's folder."""
 
@@ -53,6 +56,24 @@ def requested(
     identity = identify(locate(base, quiet=out.quiet), quiet=out.quiet)
     spec = RunSpec(place, expert, base, identity.weights, config, files, place_of_reward)
     return Request(known_task, spec, identity.folder_name, unsafe_code)
+
+
+def trainer_of(task: str, asked: str) -> str:
+    """Return the trainer for a task: `labels` where its answers are categories, else the one that was asked for.
+
+    Raises UsageError for one that does not go with the task.
+    """
+    from t2cli.tasks.base import load_spec
+    from t2cli.tasks.spec import SOURCE_OF_CATEGORIES
+
+    categories = load_spec(task).source == SOURCE_OF_CATEGORIES
+    if categories and asked == "evolution":
+        raise UsageError(f"--trainer evolution is not for {task}, whose answers are categories", hint="leave it out")
+    if not categories and asked == LABELS:
+        raise UsageError(
+            f"--trainer labels is for tasks whose answers are categories, not for {task}", hint="leave it out"
+        )
+    return LABELS if categories else asked
 
 
 def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, float | None], out: Output) -> RunSpec:

@@ -18,20 +18,25 @@ def categories_of(resolver: Resolver) -> list[Category]:
         found.setdefault(entry.reference, entry)  # what a reference means: the first on the search path
     newest: dict[str, ExpertEntry] = {}
     for entry in filter(_has_questions, found.values()):
-        known = newest.get(entry.manifest.category)
+        known = newest.get(_key(entry))
         if known is None or _age(entry) > _age(known):
-            newest[entry.manifest.category] = entry
+            newest[_key(entry)] = entry
     for entry in filter(_has_questions, resolver.others()):
-        if entry.manifest.category not in newest and resolver.fits(entry):
-            newest[entry.manifest.category] = entry
+        if _key(entry) not in newest and resolver.fits(entry):
+            newest[_key(entry)] = entry
     return [
-        Category(name, entry.manifest.description, entry.manifest.examples, resolver.using(entry))
-        for name, entry in sorted(newest.items())
+        Category(manifest.category, manifest.description, manifest.examples, resolver.using(entry))
+        for manifest, entry in ((entry.manifest, entry) for _, entry in sorted(newest.items()))
     ]
 
 
 def _has_questions(entry: ExpertEntry) -> bool:
-    return entry.manifest.kind == "expert" and entry.manifest.category != OTHER
+    return entry.manifest.kind == "expert" and _key(entry) != OTHER
+
+
+def _key(entry: ExpertEntry) -> str:
+    """Return what makes two categories one: Math and math are; the newest expert's own spelling is shown."""
+    return " ".join(entry.manifest.category.split()).casefold()
 
 
 def _age(entry: ExpertEntry) -> tuple[str, int]:

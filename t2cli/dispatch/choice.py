@@ -36,7 +36,7 @@ def chosen(
     weights: dict[str, float] = {}
     if best != OTHER and best in experts and probabilities[best] >= threshold:
         weights = _mix(probabilities, experts) if config.soft else {experts[best]: 1.0}
-    return Decision(strategy, best, dict(probabilities), weights, seconds)
+    return Decision(strategy, best, dict(probabilities), weights, seconds, threshold)
 
 
 def _mix(probabilities: Mapping[str, float], experts: Mapping[str, str]) -> dict[str, float]:

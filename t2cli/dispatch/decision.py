@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from t2cli.registry.dispatcher_record import OTHER as OTHER
+
 Messages = list[dict[str, str]]
 
 FEW_SHOT = "few-shot"  # the strategy that is searched on examples, made by TwoPass.few_shot
-OTHER = "other"  # the category of questions that no expert is for: the base model untouched
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,19 @@ class Decision:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)  # reference of an expert -> alpha
     seconds: float = 0.0
+    threshold: float = 0.0  # the probability that the category needed
 
     @property
     def abstained(self) -> bool:
         """Tell whether pass 1 looked at the question and left it to the base model."""
         return self.category is not None and not self.weights
+
+    @property
+    def below_threshold(self) -> bool:
+        """Tell whether the likeliest category, which is not OTHER, was not likely enough."""
+        if self.category in (None, OTHER):
+            return False
+        return self.probabilities.get(self.category or "", 0.0) < self.threshold
 
 
 class Strategy(Protocol):

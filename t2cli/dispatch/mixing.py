@@ -18,9 +18,15 @@ Members = list[tuple[ExpertEntry, float]]
 def find_members(resolver: Resolver, weights: Mapping[str, float]) -> Members:
     """Return the experts that `weights` names, each with its alpha; raises as Resolver.find.
 
-    Raises UsageError for two names of one expert, such as math and math@2.
+    Raises UsageError for two names of one expert, such as math and math@2, and for a dispatcher.
     """
     members = [(resolver.find(reference), alpha) for reference, alpha in weights.items()]
+    for entry, _ in members:
+        if entry.manifest.kind == "dispatcher":
+            raise UsageError(
+                f"{entry.reference} is a dispatcher: it chooses experts, and answers nothing itself",
+                hint="t2 list --kind expert shows those that answer; --adapt classifier lets it choose",
+            )
     named: dict[str, str] = {}
     for written, (entry, _) in zip(weights, members, strict=True):
         if entry.digest in named:

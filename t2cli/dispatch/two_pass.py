@@ -31,9 +31,15 @@ if TYPE_CHECKING:
     from t2cli.dispatch.few_shot import FewShotResult, OnIteration
 
 NO_STRATEGY = "none"
+AUTOMATIC = "auto"  # the best there is for the base's experts; its decisions name the one that was taken
 KEPT_MIXES = 64  # the z of so many experts and mixes stay in memory; of a stream of questions each may name its own
 # name -> what makes the Strategy, from (TwoPass, DispatchConfig)
-STRATEGIES = {"prompt": "t2cli.dispatch.prompt:prompt_strategy", NO_STRATEGY: "t2cli.dispatch.fixed:no_strategy"}
+STRATEGIES = {
+    AUTOMATIC: "t2cli.dispatch.classifier:automatic_strategy",
+    "classifier": "t2cli.dispatch.classifier:classifier_strategy",
+    "prompt": "t2cli.dispatch.prompt:prompt_strategy",
+    NO_STRATEGY: "t2cli.dispatch.fixed:no_strategy",
+}
 
 OnText = Callable[[str], None]
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from t2cli.evaluation.choices import Choices
+from t2cli.evaluation.labels import read_labels
 from t2cli.evaluation.statistics import Interval, Paired, paired_gain, wilson
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, greedy_in_batches
@@ -17,6 +19,11 @@ from t2cli.models.text_model import TextModel
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example, Task, rewards, stop_of, up_to
+from t2cli.tasks.dispatch import Choices as LabelChoices
+from t2cli.tasks.dispatch import choices_of
+
+if TYPE_CHECKING:
+    import torch
 
 Advance = Callable[[int], None]
 Use = Callable[[], AbstractContextManager[None]]  # puts the base, an expert or another policy in use for a block
@@ -91,7 +98,12 @@ class Evaluation:
 def answers_in_use(
     model: TextModel, task: Task, examples: Sequence[Example], *, on_done: Advance | None = None
 ) -> Answers:
-    """Return the greedy answers to the examples under what is in use in the model."""
+    """Return the greedy answers to the examples under what is in use in the model.
+
+    Of a task whose answers are categories: the likeliest category, an answer of one token that is never cut.
+    """
+    if (choices := choices_of(task)) is not None:
+        return _categories(task, examples, choices, read_labels(model, task, choices, examples, on_done=on_done))
     prompts = [model.base.encode(task.messages(example)) for example in examples]
     stop = stop_of(task, model.base.decode)
     completions = greedy_in_batches(model, prompts, limit_of(task), on_done=on_done, stop=stop)
@@ -107,6 +119,13 @@ def judged(model: TextModel, task: Task, examples: Sequence[Example], completion
         tokens=tuple(len(completion.ids) for completion in completions),
         cut=tuple(not completion.ended for completion in completions),
     )
+
+
+def _categories(task: Task, examples: Sequence[Example], choices: LabelChoices, logp: torch.Tensor) -> Answers:
+    """Return the likeliest categories as answers, from their log-probabilities (N, C)."""
+    texts = [choices.categories[place] for place in logp.argmax(dim=1).tolist()]
+    right = tuple(reward > 0 for reward in rewards(task, examples, texts))
+    return Answers(tuple(texts), right, (1,) * len(texts), (False,) * len(texts))
 
 
 def limit_of(task: Task) -> int:

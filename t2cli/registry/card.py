@@ -18,6 +18,7 @@ def model_card(manifest: ExpertManifest) -> str:
         _introduction(manifest),
         _facts(manifest),
         _evaluation(manifest),
+        _dispatcher(manifest),
         _parents(manifest),
         _use(manifest),
     ]
@@ -114,6 +115,24 @@ def _evaluation(manifest: ExpertManifest) -> str:
     return "\n".join(lines)
 
 
+def _dispatcher(manifest: ExpertManifest) -> str:
+    if (record := manifest.dispatcher) is None:
+        return ""
+    names = [escaped(name) for name in record.categories]
+    rows = [[name, *map(str, row)] for name, row in zip(names, record.confusion, strict=True)]
+    lines = [
+        "## What it tells apart",
+        "",
+        f"Held-out questions of each category, and what it said of them. It is right about {record.accuracy:.1%} of"
+        f" {record.n}. A category below {record.threshold:g} is left to the base model.",
+        "",
+        _table_row(["question of", *(f"said {name}" for name in names)]),
+        "|---" * (len(names) + 1) + "|",
+        *map(_table_row, rows),
+    ]
+    return "\n".join(lines)
+
+
 def _lengths(row: EvaluationRecord) -> str:
     """Return the mean answer length of the base and of the expert, and how many answers were cut; "" if unknown."""
     if row.base_answer_tokens is None or row.expert_answer_tokens is None:
@@ -134,7 +153,8 @@ def _parents(manifest: ExpertManifest) -> str:
 
 
 def _use(manifest: ExpertManifest) -> str:
-    return f"## Use\n\n```\nt2 chat --expert {manifest.name}@{manifest.version}\n```"
+    how = "--adapt classifier" if manifest.kind == "dispatcher" else f"--expert {manifest.name}@{manifest.version}"
+    return f"## Use\n\n```\nt2 chat {how}\n```"
 
 
 def escaped(text: str) -> str:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from t2cli.errors import T2Error
 from t2cli.files import write_atomic
 from t2cli.paths import cache_dir
+from t2cli.registry.dispatcher_record import dispatcher_of
 from t2cli.registry.entry import MANIFEST_FILE, ExpertEntry, Slot, slots
 from t2cli.registry.manifest import (
     BaseRecord,
@@ -165,6 +166,7 @@ def _manifest(line: _Line, memory: _Memory) -> ExpertManifest | None:
                 "training": TrainingRecord(**fields["training"]) if fields["training"] else None,
                 "evaluation": tuple(EvaluationRecord(**row) for row in rows),
                 "parents": tuple(ParentRecord(**parent) for parent in fields["parents"]),
+                "dispatcher": dispatcher_of(fields["dispatcher"]) if fields.get("dispatcher") else None,
             }
         )
     except (KeyError, TypeError, AttributeError):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 
 from t2cli.errors import CorruptArtifactError, UsageError
+from t2cli.registry.dispatcher_record import DispatcherRecord as DispatcherRecord
+from t2cli.registry.dispatcher_record import read_dispatcher
 from t2cli.registry.evaluation_record import EvaluationRecord as EvaluationRecord
 from t2cli.registry.evaluation_record import read_evaluation
 from t2cli.registry.fields import Fields, all_finite
@@ -117,10 +119,11 @@ class ExpertManifest:
     evaluation: tuple[EvaluationRecord, ...] = ()
     parents: tuple[ParentRecord, ...] = ()
     schema: int = SCHEMA
+    dispatcher: DispatcherRecord | None = None  # of a dispatcher, and of nothing else
 
     def to_dict(self) -> dict[str, object]:
         """Return the manifest as JSON-able data (dicts, lists, text, numbers, None) in the file's order."""
-        return {key: _plain(getattr(self, key)) for key in _KEYS}
+        return {key: _plain(getattr(self, key)) for key in _KEYS if key != "dispatcher" or self.dispatcher}
 
     def to_yaml(self) -> str:
         """Return the text of expert.yaml, which `from_yaml` reads back to an equal manifest."""
@@ -160,7 +163,10 @@ class ExpertManifest:
             training=_training(_inner(top, "training", TrainingRecord)) if top.has("training") else None,
             evaluation=tuple(read_evaluation(item) for item in _each(top, "evaluation", EvaluationRecord)),
             parents=tuple(_parent(item) for item in _each(top, "parents", ParentRecord)),
+            dispatcher=read_dispatcher(_inner(top, "dispatcher", DispatcherRecord)) if top.has("dispatcher") else None,
         )
+        if (manifest.kind == "dispatcher") != (manifest.dispatcher is not None):
+            raise CorruptArtifactError(f"{where}: a dispatcher, and nothing else, must have the key dispatcher")
         if manifest.kind == "mix" and not manifest.parents:
             raise CorruptArtifactError(f"{where}: parents must name the members of a mix, but there are none")
         return manifest
@@ -174,7 +180,7 @@ def timestamp() -> str:
 # The order of expert.yaml in the documentation.
 _KEYS = (
     *("schema", "name", "version", "kind", "category", "description", "base", "targets", "z"),
-    *("examples", "training", "evaluation", "parents", "created"),
+    *("dispatcher", "examples", "training", "evaluation", "parents", "created"),
 )
 
 

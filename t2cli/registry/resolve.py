@@ -46,14 +46,20 @@ class Resolver:
         self.base = base
         self.allow_foreign = allow_foreign
         self._strangers: dict[str, Related] = {}  # by digest
+        self._remarks: list[str] = []
 
     @property
     def warnings(self) -> list[str]:
-        """Return what to say of the experts found so far that are not the base's own: one line for each base."""
+        """Return what to say of the experts found so far: of those that are not the base's own a line for each base."""
         groups: dict[str, list[Related]] = {}
         for entry, how in self._strangers.values():
             groups.setdefault(entry.manifest.base.folder, []).append((entry, how))
-        return [self._warning(folder, group) for folder, group in groups.items()]
+        return [*self._remarks, *(self._warning(folder, group) for folder, group in groups.items())]
+
+    def remark(self, text: str) -> None:
+        """Add a line to the warnings, once."""
+        if text not in self._remarks:
+            self._remarks.append(text)
 
     def find(self, ref: ExpertRef | str) -> ExpertEntry:
         """Return the expert that `ref` means for this base, else for the closest base that has one.

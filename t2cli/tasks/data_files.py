@@ -3,6 +3,7 @@
 --data FILE                       questions of every split, divided by the hash of their words
 --data train=FILE --data test=FILE    (and validation=FILE)
 --data FOLDER                     the files in it whose names say so, as train.jsonl or ARC-Easy-Test.jsonl
+--data other=FILE                 the general questions of a task that tells categories apart (t2cli.tasks.general)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from t2cli.errors import NotFoundError, UsageError
 from t2cli.paths import expanded
+from t2cli.registry.dispatcher_record import OTHER
 from t2cli.tasks.sampling import SPLITS
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def parse_data(values: Sequence[str], task: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in values:
         split, separator, name = value.partition("=")
-        if not separator or split not in SPLITS:
+        if not separator or split not in (*SPLITS, OTHER):
             split, name = "file", value
         path = expanded(name).resolve()
         if not path.exists():
@@ -50,7 +52,9 @@ def parse_data(values: Sequence[str], task: str) -> dict[str, str]:
         if twice := set(new) & set(found):
             raise UsageError(f"--data: {sorted(twice)[0]} is given twice", hint="give each once")
         found |= {key: str(each) for key, each in new.items()}
-    if found and "file" not in found and not {"train", "test"} <= set(found):
+    if OTHER in found and len(found) > 1:
+        raise UsageError(f"--data: {OTHER}=FILE stands alone", hint="give the others in the task's file")
+    if found and not {"file", OTHER} & set(found) and not {"train", "test"} <= set(found):
         raise UsageError("--data needs train=FILE and test=FILE, or one file of all questions", hint="give both")
     if "file" in found and len(found) > 1:
         raise UsageError("--data: a file of all questions stands alone", hint="or give train=FILE and test=FILE")
@@ -99,8 +103,16 @@ def with_data(spec: TaskSpec, data: Mapping[str, str]) -> TaskSpec:
 
     Raises UsageError for a task that makes its questions, or mixes those of several sources.
     """
-    from t2cli.tasks.spec import READS
+    from t2cli.tasks.spec import READS, SOURCE_OF_CATEGORIES
 
+    if (spec.source == SOURCE_OF_CATEGORIES) != (OTHER in data):
+        hint = "give other=FILE, its general questions" if OTHER not in data else "other=FILE is for dispatch"
+        raise UsageError(f"the task {spec.name} does not read its questions from such --data", hint=hint)
+    if OTHER in data:
+        from t2cli.tasks.dispatch import from_file
+
+        *rows, general = spec.mixture
+        return replace(spec, mixture=(*rows, from_file(general, data[OTHER])))
     if spec.source not in READS:
         raise UsageError(
             f"the task {spec.name} makes its questions itself: it takes no --data",
@@ -117,9 +129,11 @@ def with_data(spec: TaskSpec, data: Mapping[str, str]) -> TaskSpec:
 
 def pinned(spec: TaskSpec, revisions: Mapping[str, str]) -> TaskSpec:
     """Return the task with its data sets on the Hub at the commits that `revisions` (dataset -> commit) names."""
+    from t2cli.tasks.spec import SOURCE_OF_CATEGORIES
+
     rows = (
         replace(row, config=MappingProxyType({**row.config, "revision": revisions[row.dataset]}))
-        if spec.source == "hub" and row.dataset in revisions
+        if spec.source in ("hub", SOURCE_OF_CATEGORIES) and row.dataset in revisions
         else row
         for row in spec.mixture
     )

@@ -6,11 +6,15 @@ from t2cli.errors import T2Error
 from t2cli.tasks.base import Example, SpecTask, example_of
 from t2cli.tasks.records import RecordSource
 from t2cli.tasks.sampling import SPLITS
-from t2cli.tasks.spec import TaskSpec
+from t2cli.tasks.spec import SOURCE_OF_CATEGORIES, TaskSpec
 
 
 def offline(spec: TaskSpec) -> SpecTask:
     """Return the task with a source that never asks the Hub: what is not here is not found."""
+    if spec.source == SOURCE_OF_CATEGORIES:
+        from t2cli.tasks.dispatch import DispatchSource
+
+        return SpecTask(spec, source=DispatchSource(spec, offline=True))
     if spec.source != "hub":
         return SpecTask(spec)
     from t2cli.tasks.hub_data import cached

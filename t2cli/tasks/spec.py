@@ -43,6 +43,7 @@ or, for a data set on the Hugging Face Hub (`file`, `train` and so on are then n
       train: train
       test: test                    # or file: SPLIT where there is only one, which is then divided by the hash
 
+(or `kind: dispatch`, whose answers are the categories of other tasks: see t2cli.tasks.dispatch),
 or a `mixture` of such rows, each with its own file and `record`. Every field of the record is a variable of `prompt`
 too (`question` is then the text that `record` made). What the reward is given as the right answer is the text that
 `record.answer` makes, so a reward that needs more than one field gets them by a template.
@@ -68,6 +69,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "jsonl": ("file", "train", "validation", "test"),
     "hub": ("file", "train", "validation", "test", "config", "revision"),
 }
+SOURCE_OF_CATEGORIES = "dispatch"  # a row of SOURCES: its questions are those of other tasks
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -138,14 +140,21 @@ class TaskSpec:
         prompts = fields.texts("prompt") if fields.has("prompt") else ("{{ question }}",)
         source = fields.inner("source")
         kind = source.one_of("kind", SOURCES)
-        rows = source.inner_list("mixture") if source.has("mixture") or kind not in READS else [source]
+        system = fields.text("system") if fields.has("system") else None
+        if kind == SOURCE_OF_CATEGORIES:
+            from t2cli.tasks.dispatch import rows_of
+
+            mixture, system = rows_of(source, answer, folder)
+        else:
+            rows = source.inner_list("mixture") if source.has("mixture") or kind not in READS else [source]
+            mixture = tuple(read_row(kind, row, answer, prompts) for row in rows)
         spec = cls(
             name=name,
             category=fields.line("category"),
             description=fields.line("description"),
             source=kind,
-            mixture=tuple(_row(kind, row, answer, prompts) for row in rows),
-            system=fields.text("system") if fields.has("system") else None,
+            mixture=mixture,
+            system=system,
             max_new_tokens=fields.count("max_new_tokens"),
             folder=folder,
             stop=fields.regex("stop").pattern if fields.has("stop") else None,
@@ -179,7 +188,8 @@ def _answer(fields: Fields) -> AnswerSpec:
     return AnswerSpec(kind, candidates.pattern if candidates else None, terms)
 
 
-def _row(kind: str, fields: Fields, answer: AnswerSpec, prompts: tuple[str, ...]) -> Row:
+def read_row(kind: str, fields: Fields, answer: AnswerSpec, prompts: tuple[str, ...]) -> Row:
+    """Return a row of the mixture of a source; raises CorruptArtifactError naming the key that is wrong."""
     reads = kind in READS
     config = fields.locations(READS[kind]) if reads else fields.config("config")
     dataset = Path(str(next(iter(config.values())))).stem if kind == "jsonl" else fields.text("dataset")

@@ -42,6 +42,7 @@ class Algorithm(Protocol):
 TRAINERS = {
     "policy-gradient": "t2cli.training.trainer:Trainer",
     "evolution": "t2cli.training.evolution:EvolutionTrainer",
+    "labels": "t2cli.training.labels:LabelTrainer",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from t2cli.models.basis_cache import singular_values
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import (
     BaseRecord,
+    DispatcherRecord,
     EvaluationRecord,
     ExpertManifest,
     FingerprintRecord,
@@ -29,8 +30,10 @@ from t2cli.registry.vectors import z_to_bytes
 from t2cli.svf.fingerprint import spectrum_sketch
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Task, origin, up_to
+from t2cli.tasks.dispatch import choices_of
 from t2cli.training.adapter_folder import save_adapter
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
+from t2cli.training.dispatcher import VALIDATION_EXAMPLES, measured
 from t2cli.training.metrics import Listener
 from t2cli.training.policy import Policy, Saves, SVFPolicy
 
@@ -81,7 +84,8 @@ class Publisher:
                 f"({evaluation.expert_accuracy:.1%} against {evaluation.base_accuracy:.1%}): nothing was published",
                 hint="train with a smaller --learning-rate, with another --seed, or for fewer --steps",
             )
-        trained = team.told(self._put(state, evaluation, registry) if team.leads else None)
+        dispatcher = self._dispatcher(state.tensors["best"])
+        trained = team.told(self._put(state, evaluation, dispatcher, registry) if team.leads else None)
         assert trained is not None
         return trained
 
@@ -96,12 +100,33 @@ class Publisher:
         self.policy.release()
         return evaluation
 
-    def _put(self, state: RunState, evaluation: EvaluationRecord, registry: LocalRegistry) -> Trained:
+    def _dispatcher(self, best: torch.Tensor) -> DispatcherRecord | None:
+        """Return what a manifest says of the best policy as a dispatcher, None for a task of another kind."""
+        if (choices := choices_of(self.task)) is None:
+            return None
+        config = self.spec.config
+        validation = up_to(self.task, "validation", VALIDATION_EXAMPLES, config.seed)
+        test = up_to(self.task, "test", config.evaluation_examples, EVALUATION_SEED)
+        with self.policy.answering(best):
+            record = measured(self.policy.text_model, self.task, choices, validation, test)
+        self.policy.release()
+        return record
+
+    def _put(
+        self,
+        state: RunState,
+        evaluation: EvaluationRecord,
+        dispatcher: DispatcherRecord | None,
+        registry: LocalRegistry,
+    ) -> Trained:
         if isinstance(self.policy, Saves):
             adapter = save_adapter(self.folder, self.policy, state.tensors["best"], evaluation)
             self.folder.finish("")
             return Trained(None, state.step, state.seconds, evaluation, adapter)
-        entry = registry.put(self._manifest(state, evaluation), z_to_bytes(self._z_of(state)))
+        manifest = replace(self._manifest(state, evaluation), dispatcher=dispatcher)
+        if dispatcher is not None:
+            manifest = replace(manifest, kind="dispatcher")
+        entry = registry.put(manifest, z_to_bytes(self._z_of(state)))
         self.folder.finish(entry.reference)
         return Trained(entry, state.step, state.seconds, evaluation)
 

@@ -79,7 +79,7 @@ class Trainer:
         self.caution = 1.0
         self.sampled_at_once = Room(config.prompts_per_step * config.group, "rollouts")
         self.trained_at_once = Room(config.micro_batch, "prompts in the gradient")
-        self.rooms = (self.sampled_at_once, self.trained_at_once)
+        self.rooms: tuple[Room, ...] = (self.sampled_at_once, self.trained_at_once)
 
     def restore(
         self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
@@ -137,7 +137,23 @@ class Trainer:
             informative, lambda part: self._accumulate(rollouts, advantages, list(part), round(count))
         )
         kl, tokens = team.total(sum(kl for kl, _ in found), sum(tokens for _, tokens in found))
-        team.add(self.flat.grad)
+        norm, rate = self.follow()
+        return StepResult(
+            reward=reward / count,
+            kl=kl / tokens if tokens and self.config.kl_coefficient else None,
+            gradient_norm=norm,
+            learning_rate=rate,
+            informative=teaching / prompts,
+            rollouts=round(count),
+        )
+
+    def follow(self) -> tuple[float, float]:
+        """Update once along the gradient that all processes have added up; return its norm and the learning rate.
+
+        Raises DivergedError if the gradient is not finite, leaving all as it was.
+        """
+        assert self.flat.grad is not None
+        self.adapted.team.add(self.flat.grad)
         norm = float(nn.utils.clip_grad_norm_([self.flat], self.config.max_gradient_norm))
         if not math.isfinite(norm):
             raise DivergedError(
@@ -148,14 +164,7 @@ class Trainer:
         self._move(rate)
         self.steps_done += 1
         self.policy.changed()
-        return StepResult(
-            reward=reward / count,
-            kl=kl / tokens if tokens and self.config.kl_coefficient else None,
-            gradient_norm=norm,
-            learning_rate=rate,
-            informative=teaching / prompts,
-            rollouts=round(count),
-        )
+        return norm, rate
 
     def _move(self, rate: float) -> None:
         """Let the optimiser make a step at `rate`, no longer than the bound allows."""

@@ -210,9 +210,8 @@ def show(options: argparse.Namespace) -> None:
         svf, lora = (rights(task, adapter, options) for adapter in RATES)
         if svf and lora:
             low, difference, high = difference_of(svf, lora)
-            print(
-                f"{task}: svf - lora {100 * difference:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-            )
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            print(f"{task}: svf - lora {100 * difference:+.1f} points, 95 % interval {interval}")
 
 
 def rights(task: str, adapter: str, options: argparse.Namespace) -> dict[Run, list[bool]]:

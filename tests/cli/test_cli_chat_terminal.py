@@ -134,7 +134,7 @@ def test_every_command(person: Callable[..., Terminal], tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     assert "is there already" in told(who, f"/save {tmp_path}/mine")
     assert (tmp_path / "mine").read_text() == "precious"
-    assert "(prompt chooses)" in told(who, "/expert auto")
+    assert "(auto chooses)" in told(who, "/expert auto")
     assert "(a new conversation)" in told(who, "/reset")
     assert answered(who, "What is 1 + 2?")["answer"] == first["answer"]
     assert "(the base model answers)" in told(who, "/expert none")
@@ -154,7 +154,7 @@ def test_an_expert_that_is_deleted_meanwhile(
     assert "the base model answers" in said
     assert '"weights": {}' in said
     assert "there is no expert named 'story'" in told(who, "/expert story")
-    assert "(prompt chooses)" in told(who, "/expert auto")
+    assert "(auto chooses)" in told(who, "/expert auto")
     decided = answered(who, "what is it?")["dispatch"]
     assert set(decided["probabilities"]) == {"math", "other"}  # the rest
     assert "(math@1 answers)" in told(who, "/expert math")
@@ -208,7 +208,7 @@ def test_completions(adapt: Callable[..., AdaptedModel], chat_experts: dict[str,
     assert after("/expert ") == [f"/expert {word}" for word in ("auto", "none", "math", "story")]  # of this base only
     assert after("/expert story@") == ["/expert story@1"]
     assert after("/mix math:0.5, st") == ["/mix math:0.5, story"]
-    assert after("/adapt ") == ["/adapt prompt", "/adapt none"]
+    assert after("/adapt ") == ["/adapt auto", "/adapt classifier", "/adapt prompt", "/adapt none"]
     assert after(f"/save {tmp_path}/exp") == [f"/save {tmp_path}/experts"]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from t2cli.dispatch.decision import OTHER, Category
-from t2cli.dispatch.prompt import LONGEST_QUESTION, OTHER_QUESTIONS, PromptStrategy, one_line
+from t2cli.dispatch.prompt import LONGEST_QUESTION, OTHER_NATS, OTHER_QUESTIONS, PromptStrategy, one_line
 from t2cli.models.adapted import AdaptedModel
 from t2cli.svf.zvector import ZVectors
 
@@ -82,6 +82,17 @@ def test_a_long_question_shows_its_beginning_and_its_end(adapted: AdaptedModel) 
     assert torch.allclose(PromptStrategy(adapted, CATEGORIES).scores(question), wanted, rtol=1e-4)
 
 
+def test_of_a_megabyte_only_the_ends_are_read(adapted: AdaptedModel) -> None:
+    question = " ".join(f"{number} and" for number in range(120_000))
+    assert len(question) > 1_000_000
+    short = question[:4000] + question[-4000:]
+    strategy = PromptStrategy(adapted, CATEGORIES)
+    assert torch.equal(strategy.scores(question), strategy.scores(short))
+    ids = tokens_of(adapted, question)
+    half = LONGEST_QUESTION // 2
+    assert strategy._question(question) == ids[:half] + ids[-half:]
+
+
 def test_an_interrupt_does_not_change_later_scores(adapted: AdaptedModel) -> None:
     strategy = PromptStrategy(adapted, CATEGORIES)
     wanted = strategy.scores("What is it?")
@@ -108,7 +119,7 @@ def test_a_decision_names_probabilities_that_sum_to_one(adapted: AdaptedModel) -
         assert decision.weights == ({} if reference is None else {reference: 1.0})
         assert decision.abstained == (best == OTHER)
         assert decision.seconds > 0
-        wanted = torch.softmax(strategy.scores(question), 0).tolist()
+        wanted = torch.softmax(strategy.scores(question) + torch.tensor([0, 0, 0, OTHER_NATS]), 0).tolist()
         assert list(decision.probabilities.values()) == pytest.approx(wanted)
 
 

@@ -16,6 +16,7 @@ from t2cli.dispatch.two_pass import TwoPass
 from t2cli.errors import CorruptArtifactError, IncompatibleBaseError, NotFoundError, UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import generate
+from t2cli.registry.dispatcher_record import DispatcherRecord
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import ParentRecord
 from t2cli.registry.vectors import read_z
@@ -199,7 +200,8 @@ def test_categories_have_the_newest_expert_each(
     again = put("story", created=day(1))  # within the same second
     parents = (ParentRecord(newest.reference, newest.digest, 1.0),)
     put("both", kind="mix", category="math", created=day(9), parents=parents)
-    put("chooser", kind="dispatcher", category="story", created=day(9))
+    chooses = DispatcherRecord("which?", ("story", "other"), ("A", "B"), 0.5, ((1, 0), (0, 1)))
+    put("chooser", kind="dispatcher", category="story", dispatcher=chooses, created=day(9))
     put("everything", category="other", created=day(9))
     theirs = replace(adapted.base.identity, weights="a" * 64, probes={})
     publish(tmp_path / "experts", theirs, "foreign", read_z(newest), created=day(9))

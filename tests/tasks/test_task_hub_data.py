@@ -252,3 +252,24 @@ class TestWithPyarrow:
         with pytest.raises(CorruptArtifactError, match="81 rows"):
             list(parquet.read_parquet(path))
         assert jsonl.MAX_RECORDS > 10
+
+
+def test_the_general_questions_of_dispatch_are_those_of_a_data_set(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = hub.repos["clinc/clinc_oos"] = Repo()
+    for split in ("train", "validation", "test"):
+        records = [{"text": f"{split} question {n}", "intent": n % 150} for n in range(300)]
+        repo.add({f"small/{split}-00000-of-00001.jsonl": lines(records)}, split)  # type: ignore[arg-type]
+    task = load_task("dispatch")
+    assert hub.downloaded == set()
+    for split in SPLITS:
+        others = [each for each in task.examples(split, 40, 0) if each.answer == "other"]
+        assert len(others) == 10
+        assert all(f"{split} question" in example.question.lower() for example in others)
+        assert not any("question 138" in example.question or "question 288" in example.question for example in others)
+    assert revisions(task) == {"clinc/clinc_oos": repo.head}
+    assert {file["row"] for file in origin(task)["data"]} == {"other"}  # type: ignore[attr-defined]
+    pinned = load_task("dispatch", revisions={"clinc/clinc_oos": repo.head})
+    repo.add({"small/test-00000-of-00001.jsonl": lines([{"text": "newer", "intent": "x"}])}, "newer")
+    assert pinned.examples("test", 40, 0) == task.examples("test", 40, 0)

@@ -1,0 +1,263 @@
+"""A task whose answers are the categories of other tasks: what a dispatcher is trained on.
+
+    name: dispatch
+    category: dispatch
+    description: one line
+    max_new_tokens: 1
+    answer: {kind: exact}
+    source:
+      kind: dispatch
+      tasks: [math, ./mine.yaml]    # whose questions it tells apart, by their categories
+      other:                        # general questions, which no expert is for
+        file: general.json          # see t2cli.tasks.general; or a data set on the Hub, as in a task of its own:
+        dataset: org/name
+        ...
+        skip: weather               # leaves out questions with such an intent, or such an answer of their `record`
+      phrases:                      # optional: category -> templates of what people type (t2cli.tasks.phrases)
+        math: ["add {number} to {number}"]
+
+Every category gets the same share, whatever the number of its tasks. A question keeps the split it has in its own task.
+
+People do not write as templates do, and collections of general questions have habits of their own (CLINC150 has neither
+capitals nor question marks). Neither may give a category away, so that half of the questions are changed: those that
+begin with a capital lose it, and the mark at their end, and the others get both.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from t2cli.errors import NotFoundError
+from t2cli.registry.dispatcher_record import MOST_CATEGORIES, OTHER
+from t2cli.tasks.base import SpecTask, load_spec, up_to
+from t2cli.tasks.general import general_questions
+from t2cli.tasks.phrases import SLOTS, phrases, unknown_slot
+from t2cli.tasks.records import RecordSource, RecordSpec
+from t2cli.tasks.sampling import Item, digest
+from t2cli.tasks.spec import SOURCE_OF_CATEGORIES, AnswerSpec, Row, TaskSpec, read_row
+
+if TYPE_CHECKING:
+    from t2cli.tasks.base import Example, Task
+    from t2cli.tasks.fields import Fields
+
+AS_IT_IS = ("{{ question }}",)  # how a question is worded here: its own task worded it
+BLOCK = 64  # questions of a task that are made at a time
+TYPED = 0.4  # the share of phrases among the questions of a category that has any
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ASKED = "Which kind of question is this? Answer with one letter."
+ABOUT_OTHER = "any other question or request"
+_QUESTION = re.compile(r"(what|who|where|when|why|how|which|is|are|do|does|did|can|could|would|will|should)\b")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a dispatcher chooses between: an instruction, and a label for each category."""
+
+    instruction: str
+    categories: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    def category(self, label: int) -> str:
+        """Return the category of the label at a place."""
+        return self.categories[label]
+
+
+def choices_of(task: Task) -> Choices | None:
+    """Return what a task has its questions told apart by; None for a task of another kind."""
+    if not isinstance(task, SpecTask) or task.spec.source != SOURCE_OF_CATEGORIES:
+        return None
+    categories = tuple(dict.fromkeys(str(row.config["category"]) for row in task.spec.mixture))
+    assert task.spec.system is not None
+    return Choices(task.spec.system, categories, tuple(LETTERS[: len(categories)]))
+
+
+def rows_of(source: Fields, answer: AnswerSpec, folder: Path) -> tuple[tuple[Row, ...], str]:
+    """Return the rows of the source of a task file in `folder`, and the instruction that they make.
+
+    Raises CorruptArtifactError naming the key that is wrong.
+    """
+    named: list[tuple[str, TaskSpec]] = []
+    for name in source.texts("tasks"):
+        is_file = name.endswith((".yaml", ".yml"))
+        place = str(folder / Path(name).expanduser()) if is_file else name
+        try:
+            spec = load_spec(place)
+        except NotFoundError as error:
+            raise source.wrong("tasks", error.message, error.hint) from error
+        if spec.source == SOURCE_OF_CATEGORIES or spec.category == OTHER:
+            raise source.wrong("tasks", f"{name} has no questions of a category of its own", "leave it out")
+        named.append((place, spec))
+    _check(source, [spec for _, spec in named])
+    typed = _phrases(source, {OTHER, *(spec.category for _, spec in named)})
+    categories = [spec.category for _, spec in named]
+    rows = [_row(spec.name, place, spec.category, 1 / categories.count(spec.category), answer) for place, spec in named]
+    rows.append(_other(source.inner("other"), answer, folder))
+    described: dict[str, str] = {}
+    for _, spec in named:
+        described.setdefault(spec.category, spec.description)
+    return tuple(_with(row, typed) for row in rows), instruction(described)
+
+
+def _check(source: Fields, specs: list[TaskSpec]) -> None:
+    """Raise CorruptArtifactError for tasks that cannot be told apart."""
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise source.wrong("tasks", "two tasks have one name", "name each once")
+    if len({spec.category for spec in specs}) >= MOST_CATEGORIES:
+        raise source.wrong("tasks", f"there are more than {MOST_CATEGORIES - 1} categories", "leave some out")
+
+
+def _phrases(source: Fields, categories: set[str]) -> dict[str, tuple[str, ...]]:
+    """Return the templates of each category that has any."""
+    if not source.has("phrases"):
+        return {}
+    fields = source.inner("phrases")
+    found = {name: fields.texts(name) for name in sorted(categories) if fields.has(name)}
+    for name, templates in found.items():
+        if unknown := next(filter(None, map(unknown_slot, templates)), None):
+            raise fields.wrong(name, f"there are no words for {unknown}", f"there are some for {', '.join(SLOTS)}")
+    fields.done()
+    return found
+
+
+def _with(row: Row, typed: dict[str, tuple[str, ...]]) -> Row:
+    """Return a row with the phrases of its category."""
+    templates = typed.get(str(row.config["category"]))
+    return replace(row, config=MappingProxyType({**row.config, "phrases": templates})) if templates else row
+
+
+def instruction(described: dict[str, str]) -> str:
+    """Return the one line that asks for the category of a question: category -> what it is about."""
+    every = {**described, OTHER: ABOUT_OTHER}
+    lines = (f"{letter}: {name} ({about})." for letter, (name, about) in zip(LETTERS, every.items(), strict=False))
+    return " ".join((ASKED, *lines))
+
+
+def _row(name: str, dataset: str, category: str, weight: float, answer: AnswerSpec) -> Row:
+    config = MappingProxyType({"category": category})
+    return Row(name, dataset, weight, config, None, AS_IT_IS, answer, RecordSpec())
+
+
+def _other(fields: Fields, answer: AnswerSpec, folder: Path) -> Row:
+    """Return the row of general questions."""
+    if fields.has("file") and not fields.has("dataset"):
+        file, skip = fields.text("file"), fields.regex("skip").pattern if fields.has("skip") else None
+        fields.done()
+        return from_file(replace(_row(OTHER, "", OTHER, 1.0, answer), skip=skip), str(folder / file))
+    row = read_row("hub", fields, answer, AS_IT_IS)
+    return replace(row, name=OTHER, config=MappingProxyType({**row.config, "category": OTHER}))
+
+
+def from_file(row: Row, path: str) -> Row:
+    """Return the row of general questions with those of a file in place of its own."""
+    kept = {key: value for key, value in row.config.items() if key in ("category", "phrases")}
+    return replace(row, dataset=Path(path).name, config=MappingProxyType({**kept, "path": path}))
+
+
+def source(spec: TaskSpec) -> DispatchSource:
+    """Return the source of a task whose answers are categories."""
+    return DispatchSource(spec)
+
+
+class DispatchSource:
+    """Questions of several tasks, and general ones, each with its category as the answer."""
+
+    finite = False
+
+    def __init__(self, spec: TaskSpec, *, offline: bool = False) -> None:
+        self._offline = offline
+        self._rows = {row.name: row for row in spec.mixture}
+        self._tasks = {row.name: SpecTask(load_spec(row.dataset)) for row in spec.mixture if row.name != OTHER}
+        self._general: list[Item] | None = None
+        self._records = self._hub(self._rows[OTHER])
+
+    def stream(self, row: Row, split: str, seed: int) -> Iterator[Item]:
+        """Yield questions of a task, or general ones, changed as people would write them."""
+        category = str(row.config["category"])
+        found = self._others(split, seed) if row.name == OTHER else self._asked(self._tasks[row.name], split, seed)
+        if isinstance(templates := row.config.get("phrases"), tuple):
+            found = _interleaved(found, [str(each) for each in templates], split, seed)
+        return (Item(varied(question), category, split) for question in found)
+
+    def origin(self) -> list[dict[str, str]]:
+        """Return the files of the general questions and of tasks that read files."""
+        row = self._rows[OTHER]
+        if self._records is not None:
+            general = self._records.origin()
+        else:
+            from t2cli.files import sha256_of
+
+            path = Path(str(row.config["path"]))
+            general = [{"split": "all", "file": path.name, "sha256": sha256_of(path)}]
+        found = [{"row": name, **file} for name, task in self._tasks.items() for file in task.origin()]
+        return [*found, *({"row": OTHER, **file} for file in general)]
+
+    def _asked(self, task: SpecTask, split: str, seed: int) -> Iterator[str]:
+        """Yield the questions of a task as it asks them: without end where it makes them."""
+        if task.source.finite:
+            yield from (_question(task, example) for example in up_to(task, split, 10**9, seed))
+            return
+        number = 0
+        while True:
+            for example in task.examples(split, BLOCK, seed + number):
+                yield _question(task, example)
+            number += 1
+
+    def _others(self, split: str, seed: int) -> Iterator[str]:
+        row = self._rows[OTHER]
+        if self._records is not None:
+            skip = re.compile(row.skip) if row.skip else None
+            for item in self._records.stream(row, split, seed):
+                if skip is None or not skip.fullmatch(item.answer):
+                    yield item.question
+            return
+        if self._general is None:
+            self._general = general_questions(Path(str(row.config["path"])), OTHER, row.skip)
+        questions = [item.question for item in self._general if item.split == split]
+        random.Random(seed).shuffle(questions)  # noqa: S311
+        yield from questions
+
+    def _hub(self, row: Row) -> RecordSource | None:
+        """Return the source of a row that names a data set on the Hub, None for one of a file."""
+        if "path" in row.config:
+            if not Path(str(row.config["path"])).is_file():
+                raise NotFoundError(f"there is no file {row.config['path']}", hint="--data other=FILE")
+            return None
+        from t2cli.tasks.hub_data import cached, fetched
+
+        own = ("category", "phrases")
+        places = MappingProxyType({key: value for key, value in row.config.items() if key not in own})
+        located = replace(row, config=places)
+        alone = TaskSpec(OTHER, OTHER, "", "hub", (located,), None, 1)
+        return RecordSource(alone, cached if self._offline else fetched)
+
+
+def _interleaved(questions: Iterator[str], templates: list[str], split: str, seed: int) -> Iterator[str]:
+    """Yield questions, and the share TYPED of phrases among them."""
+    rng = random.Random(seed)  # noqa: S311
+    typed = phrases(templates, split, rng)
+    while True:
+        question = next(typed, None) if rng.random() < TYPED else None
+        if question is None and (question := next(questions, None)) is None:
+            return
+        yield question
+
+
+def _question(task: SpecTask, example: Example) -> str:
+    return task.messages(example)[-1]["content"]
+
+
+def varied(question: str) -> str:
+    """Return a question as somebody else might have typed it; half of them, by their hash, stay as they are."""
+    if digest(f"{question}/varied") % 2:
+        return question
+    if question[:1].isupper():
+        return question[:1].lower() + question[1:].rstrip(" ?.!")
+    ended = question + ("?" if _QUESTION.match(question) else ".") if question[-1:].isalnum() else question
+    return ended[:1].upper() + ended[1:]
