@@ -195,10 +195,8 @@ def test_answers_can_be_told_apart_by_knowing_not_by_guessing() -> None:
 
 
 def test_built_in_names_and_near_matches() -> None:
-    made, read = (
-        ["code", "dispatch", "math", "reasoning"],
-        ["arc-challenge", "arc-easy", "gsm8k", "humaneval", "math-500", "mbpp"],
-    )
+    made = ["code", "dispatch", "math", "reasoning"]
+    read = ["arc-challenge", "arc-easy", "gsm8k", "humaneval", "math-500", "mbpp"]
     unseen = ["largest", "letters", "terms"]  # no expert that ships was trained on these
     assert task_names() == sorted(made + read + unseen)
     for name in task_names():
