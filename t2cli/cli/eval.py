@@ -188,6 +188,9 @@ def _asked(
             for entry, z in zip(entries, vectors, strict=True)
         ]
         others += answerers(strategies, two_pass, seed, bar.note)
+        for warning in two_pass.resolver.warnings:
+            if warning not in resolver.warnings:  # said before
+                out.warn(warning)
         return [
             evaluation.evaluate(
                 task, examples, evaluation.the_base(adapted), others, split=split, seed=seed, on_done=bar.advance

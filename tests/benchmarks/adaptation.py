@@ -107,7 +107,8 @@ def tables(found: Sequence[Measured], names: Sequence[str]) -> Iterator[str]:
         yield "|---" * (1 + len(confusion.columns)) + "|"
         for row in confusion.rows:
             yield f"| {row.label} | " + " | ".join(str(row.counts.get(name, 0)) for name in confusion.columns) + " |"
-        yield f"\n{confusion.strategy}: the task's own category for {confusion.right} of {confusion.n} questions"
+        if confusion.n:
+            yield f"\n{confusion.strategy}: the task's own category for {confusion.right} of {confusion.n} questions"
 
 
 def _accuracy(row: Row) -> str:
