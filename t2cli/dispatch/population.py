@@ -12,6 +12,9 @@ questions, T tokens of the longest, P parameters.
    at a time is answered by all mixes together.
 3. The few rows that never end took two thirds of a generation's time. Once right answers are known, no row goes on
    much longer than the longest of them: a mix that is right only at a length as none before it counts as wrong.
+4. With 32 mixes and 8 questions 61 % of a later generation is the reading of packed rows and 39 % the answering, 82 %
+   of all in matrix products at full speed. A third of the reading's products would go with W' formed for each mix
+   from kept differences of the experts' weights; forming them would take most of that again.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -144,11 +143,11 @@ def test_every_command(person: Callable[..., Terminal], tmp_path: Path) -> None:
 
 
 def test_an_expert_that_is_deleted_meanwhile(
-    person: Callable[..., Terminal], chat_experts: dict[str, ExpertEntry]
+    person: Callable[..., Terminal], chat_experts: dict[str, ExpertEntry], t2: Callable, tmp_path: Path
 ) -> None:
     who = person("--expert", "story")
     assert answered(who, "what is it?")["dispatch"]["weights"] == {"story@1": 1.0}
-    shutil.rmtree(chat_experts["story"].path)
+    assert t2("rm", "story", "--yes", "--registry", tmp_path / "experts").returncode == 0
     said = told(who, "what is it?")
     assert "warning: story@1 cannot answer" in said
     assert "the base model answers" in said
