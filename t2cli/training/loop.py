@@ -55,8 +55,9 @@ class TrainingRun:
 
         Raises T2Error when no checkpoint was better than the base on the validation examples: nothing is published.
         """
+        kept = self.folder.load() if self.team.leads else None
         state = self.train()
-        if state.best_step:
+        if state.best_step and self.team.told(kept is not None and self._ended(kept)):  # it was there to publish only
             before = self.publisher.published(state, registry) if self.team.leads else None
             if trained := self.team.told(before):
                 return trained
