@@ -19,8 +19,7 @@ from t2cli.models.text_model import TextModel
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example, Task, rewards, stop_of, up_to
-from t2cli.tasks.dispatch import Choices as LabelChoices
-from t2cli.tasks.dispatch import choices_of
+from t2cli.tasks.dispatch import LabelSet, label_set_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +101,9 @@ def answers_in_use(
 
     Of a task whose answers are categories: the likeliest category, an answer of one token that is never cut.
     """
-    if (choices := choices_of(task)) is not None:
-        return _categories(task, examples, choices, read_labels(model, task, choices, examples, on_done=on_done))
+    if (label_set := label_set_of(task)) is not None:
+        logp = read_labels(model, task, label_set, examples, on_done=on_done)
+        return _categories(task, examples, label_set, logp)
     prompts = [model.base.encode(task.messages(example)) for example in examples]
     stop = stop_of(task, model.base.decode)
     completions = greedy_in_batches(model, prompts, limit_of(task), on_done=on_done, stop=stop)
@@ -121,9 +121,9 @@ def judged(model: TextModel, task: Task, examples: Sequence[Example], completion
     )
 
 
-def _categories(task: Task, examples: Sequence[Example], choices: LabelChoices, logp: torch.Tensor) -> Answers:
+def _categories(task: Task, examples: Sequence[Example], label_set: LabelSet, logp: torch.Tensor) -> Answers:
     """Return the likeliest categories as answers, from their log-probabilities (N, C)."""
-    texts = [choices.categories[place] for place in logp.argmax(dim=1).tolist()]
+    texts = [label_set.categories[place] for place in logp.argmax(dim=1).tolist()]
     right = tuple(reward > 0 for reward in rewards(task, examples, texts))
     return Answers(tuple(texts), right, (1,) * len(texts), (False,) * len(texts))
 

@@ -9,13 +9,13 @@ import torch
 from t2cli.models.labels import LabelPrompt, LabelReader
 from t2cli.models.text_model import TextModel
 from t2cli.tasks.base import Example, Task
-from t2cli.tasks.dispatch import Choices
+from t2cli.tasks.dispatch import LabelSet
 
 
 def read_labels(
     model: TextModel,
     task: Task,
-    choices: Choices,
+    label_set: LabelSet,
     examples: Sequence[Example],
     *,
     on_done: Callable[[int], None] | None = None,
@@ -24,7 +24,7 @@ def read_labels(
 
     Questions of like length are read side by side; a model's team shares them, and every process returns all.
     """
-    prompt = LabelPrompt(model.base, choices.instruction, choices.labels)
+    prompt = LabelPrompt(model.base, label_set.instruction, label_set.labels)
     reader = LabelReader(model, prompt)
     questions = [question_of(task, example) for example in examples]
     mine = model.team.share(sorted(range(len(questions)), key=lambda index: len(questions[index])))

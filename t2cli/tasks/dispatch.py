@@ -56,7 +56,7 @@ _QUESTION = re.compile(r"(what|who|where|when|why|how|which|is|are|do|does|did|c
 
 
 @dataclass(frozen=True)
-class Choices:
+class LabelSet:
     """What a dispatcher chooses between: an instruction, and a label for each category."""
 
     instruction: str
@@ -68,13 +68,13 @@ class Choices:
         return self.categories[label]
 
 
-def choices_of(task: Task) -> Choices | None:
+def label_set_of(task: Task) -> LabelSet | None:
     """Return what a task has its questions told apart by; None for a task of another kind."""
     if not isinstance(task, SpecTask) or task.spec.source != SOURCE_OF_CATEGORIES:
         return None
     categories = tuple(dict.fromkeys(str(row.config["category"]) for row in task.spec.mixture))
     assert task.spec.system is not None
-    return Choices(task.spec.system, categories, tuple(LETTERS[: len(categories)]))
+    return LabelSet(task.spec.system, categories, tuple(LETTERS[: len(categories)]))
 
 
 def rows_of(source: Fields, answer: AnswerSpec, folder: Path) -> tuple[tuple[Row, ...], str]:

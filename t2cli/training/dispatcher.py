@@ -11,7 +11,7 @@ from t2cli.evaluation.labels import read_labels
 from t2cli.models.text_model import TextModel
 from t2cli.registry.dispatcher_record import OTHER, DispatcherRecord
 from t2cli.tasks.base import Example, Task
-from t2cli.tasks.dispatch import Choices
+from t2cli.tasks.dispatch import LabelSet
 
 VALIDATION_EXAMPLES = 480  # more than choose a checkpoint: a threshold is about the few that go wrong
 STAY = 0.97  # of general questions that are to stay with the base
@@ -19,24 +19,24 @@ STEPS = 100  # thresholds are hundredths
 
 
 def measured(
-    model: TextModel, task: Task, choices: Choices, validation: list[Example], test: list[Example]
+    model: TextModel, task: Task, label_set: LabelSet, validation: list[Example], test: list[Example]
 ) -> DispatcherRecord:
     """Return the record of the dispatcher that is in use in the model."""
-    other = choices.categories.index(OTHER)
-    found, right = read_labels(model, task, choices, validation).exp(), places(choices, validation)
-    said = read_labels(model, task, choices, test).argmax(dim=1)
+    other = label_set.categories.index(OTHER)
+    found, right = read_labels(model, task, label_set, validation).exp(), places(label_set, validation)
+    said = read_labels(model, task, label_set, test).argmax(dim=1)
     return DispatcherRecord(
-        choices.instruction,
-        choices.categories,
-        choices.labels,
+        label_set.instruction,
+        label_set.categories,
+        label_set.labels,
         threshold_of(found, right, other),
-        confusion(said, places(choices, test), len(choices.categories)),
+        confusion(said, places(label_set, test), len(label_set.categories)),
     )
 
 
-def places(choices: Choices, examples: list[Example]) -> torch.Tensor:
+def places(label_set: LabelSet, examples: list[Example]) -> torch.Tensor:
     """Return the place (N,) of each example's right category."""
-    return torch.tensor([choices.categories.index(example.answer) for example in examples])
+    return torch.tensor([label_set.categories.index(example.answer) for example in examples])
 
 
 def threshold_of(probabilities: torch.Tensor, right: torch.Tensor, other: int) -> float:

@@ -22,7 +22,7 @@ from t2cli.errors import UsageError
 from t2cli.evaluation.labels import question_of
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.labels import LabelPrompt
-from t2cli.tasks.dispatch import choices_of
+from t2cli.tasks.dispatch import label_set_of
 from t2cli.training.packing import pack, rollout_logp
 from t2cli.training.trainer import StepResult, Trainer
 
@@ -41,12 +41,12 @@ class LabelTrainer(Trainer):
 
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
         """Read the examples as the policy, and update it once from the labels. Nothing is drawn from `generator`."""
-        choices = choices_of(task)
-        if choices is None:
+        label_set = label_set_of(task)
+        if label_set is None:
             raise UsageError(f"the answers of the task {task.name} are no categories", hint="use another --trainer")
-        prompt, team = LabelPrompt(self.adapted.base, choices.instruction, choices.labels), self.adapted.team
+        prompt, team = LabelPrompt(self.adapted.base, label_set.instruction, label_set.labels), self.adapted.team
         asked = [
-            (prompt.encode(question_of(task, example)), choices.categories.index(example.answer))
+            (prompt.encode(question_of(task, example)), label_set.categories.index(example.answer))
             for example in team.share(examples)
         ]
         self.flat.grad = torch.zeros_like(self.flat)

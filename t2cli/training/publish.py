@@ -30,7 +30,7 @@ from t2cli.registry.vectors import z_to_bytes
 from t2cli.svf.fingerprint import spectrum_sketch
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Task, origin, up_to
-from t2cli.tasks.dispatch import choices_of
+from t2cli.tasks.dispatch import label_set_of
 from t2cli.training.adapter_folder import save_adapter
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.dispatcher import VALIDATION_EXAMPLES, measured
@@ -102,13 +102,13 @@ class Publisher:
 
     def _dispatcher(self, best: torch.Tensor) -> DispatcherRecord | None:
         """Return what a manifest says of the best policy as a dispatcher, None for a task of another kind."""
-        if (choices := choices_of(self.task)) is None:
+        if (label_set := label_set_of(self.task)) is None:
             return None
         config = self.spec.config
         validation = up_to(self.task, "validation", VALIDATION_EXAMPLES, config.seed)
         test = up_to(self.task, "test", config.evaluation_examples, EVALUATION_SEED)
         with self.policy.answering(best):
-            record = measured(self.policy.text_model, self.task, choices, validation, test)
+            record = measured(self.policy.text_model, self.task, label_set, validation, test)
         self.policy.release()
         return record
 

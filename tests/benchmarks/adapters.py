@@ -1,7 +1,7 @@
 """SVF beside a LoRA of rank 16, each at several learning rates and seeds, on equal questions, rollouts and updates.
 
     python tests/benchmarks/adapters.py OUT [--tasks math reasoning code] [--steps 30] [--seeds 0 1 2] [--workers 1]
-                                        [--test 500] [--table]
+                                        [--test 500] [--table] [--device cpu|cuda]
 
 Every run is one of t2's own training (RLOO, the same questions and sampling seeds), in a process of its own with one
 thread, in a folder of its own under OUT. Runs that were interrupted go on, those that are done are not made again, and
@@ -13,7 +13,7 @@ The difference of the adapters is that of their mean over the seeds; its interva
 
 area      mean share of right rollouts over all steps, each of fresh training questions at temperature 1
 test      of the best checkpoint of each run, greedy; a run that found nothing better than the base counts as the base
-seconds   median per step; memory: largest resident size of the process
+seconds   median per step; memory: the most that the process had, resident or on the GPU
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clock import peak_megabytes
 from table import print_table
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else None
 
 
-def train(run: Run, out: Path, steps: int) -> None:
+def train(run: Run, options: argparse.Namespace) -> None:
     """Make or finish a run in this process, and write its result."""
     from t2cli.cli.session import open_model
     from t2cli.config import preset
@@ -73,15 +73,16 @@ def train(run: Run, out: Path, steps: int) -> None:
     from t2cli.training.loop import TrainingRun
     from t2cli.training.metrics import Silent
 
+    out = options.out
     config = preset(
         "t2",
         adapter=run.adapter,
         learning_rate=run.rate,
         seed=run.seed,
-        steps=steps,
+        steps=options.steps,
         validation_examples=VALIDATION,
     )
-    adapted = open_model(BASE, device="cpu", quiet=True)
+    adapted = open_model(BASE, device=options.device, quiet=True)
     if run.adapter == "svf":
         adapted.prepare(quiet=True)
     folder = RunFolder(run.folder(out))
@@ -109,11 +110,11 @@ def result_of(training: TrainingRun, state: RunState, folder: RunFolder) -> Resu
         "validations": {record.step: record.validation for record in records if record.validation is not None},
         "kl": next((record.kl for record in reversed(records) if record.kl is not None), None),
         "seconds_per_step": statistics.median(record.seconds for record in records if record.validation is None),
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "memory_mb": peak_megabytes(),
     }
 
 
-def judge(run: Run, out: Path, n: int) -> None:
+def judge(run: Run, options: argparse.Namespace) -> None:
     """Let the best checkpoint of a run answer the test questions, and the base where nobody asked it before."""
     from t2cli.cli.session import open_model
     from t2cli.config import preset
@@ -122,9 +123,10 @@ def judge(run: Run, out: Path, n: int) -> None:
     from t2cli.training.checkpoint import RunFolder
     from t2cli.training.policy import policy_of
 
+    out, n = options.out, options.test
     task = load_task(run.task)
     examples = task.examples("test", n, TEST_SEED)
-    adapted = open_model(BASE, device="cpu", quiet=True)
+    adapted = open_model(BASE, device=options.device, quiet=True)
     of_base = out / run.task / f"base-{n}.json"
     if not of_base.is_file():
         with adapted.reference():
@@ -167,6 +169,7 @@ def spawn(run: Run, options: argparse.Namespace, what: str) -> None:
     """Do a part of a run in a process of its own."""
     arguments = [what, run.task, run.adapter, str(run.rate), str(run.seed)]
     command = [sys.executable, __file__, str(options.out), "--steps", str(options.steps), "--test", str(options.test)]
+    command += ["--device", options.device]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--one", *arguments], env=environment, check=False)
     print(f"{what} {run.folder(options.out)}: {'done' if done.returncode == 0 else 'FAILED'}", flush=True)
@@ -259,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--one", nargs=5, metavar=("WHAT", "TASK", "ADAPTER", "RATE", "SEED"), help=argparse.SUPPRESS)
@@ -266,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.one:
         what, task, adapter, rate, seed = options.one
         run = Run(task, adapter, float(rate), int(seed))
-        train(run, options.out, options.steps) if what == "train" else judge(run, options.out, options.test)
+        train(run, options) if what == "train" else judge(run, options)
         return
     if not options.table:
         work(options)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/decode.py [--batch 16] [--tokens 48] [--rounds 5] [--json FILE] [--no-peft]
                                       [--base-layers 30] [--widths 512 1024 2048 4096] [--layers 2 4 8]
+                                      [--device cpu|cuda]
 
 The rounds take turns, so that a machine that slows down slows all of them; ratios are of the medians. All use the same
 loop, cache and prompts on the default base, and on random models of growing width and depth (`--widths` and `--layers`
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from clock import now
 from random_llama import FIXED_WIDTH, LAYERS, WIDTHS, Size, random_adapted, random_base, sizes
 from table import print_table, write_json
 
@@ -41,11 +42,11 @@ def decode_rate(model: Any, ids: torch.Tensor, tokens: int, config: Any, **call:
     cache = growing_cache(config)
     with torch.inference_mode():
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **call).logits
-        started = time.perf_counter()
+        started = now()
         for _ in range(tokens):
             chosen = logits[:, -1].argmax(dim=-1, keepdim=True)
             logits = model(input_ids=chosen, past_key_values=cache, use_cache=True, **call).logits
-        return tokens * len(ids) / (time.perf_counter() - started)
+        return tokens * len(ids) / (now() - started)
 
 
 def shortened(base: BaseModel, layers: int) -> BaseModel:
@@ -71,7 +72,7 @@ def ways(make: Callable[[], BaseModel], adapted: AdaptedModel, tokens: int, *, b
     from t2cli.svf.zvector import ZVectors
 
     bare, config = make().model, adapted.model.config
-    ids = torch.randint(100, min(40_000, config.vocab_size), (batch, PROMPT))
+    ids = torch.randint(100, min(40_000, config.vocab_size), (batch, PROMPT), device=bare.device)
     experts = [ZVectors({n: 1 + 0.1 * torch.randn(r) for n, r in adapted.ranks.items()}) for _ in range(batch)]
 
     def one_expert() -> float:
@@ -99,7 +100,7 @@ def on_default(options: argparse.Namespace) -> Ways:
     from t2cli.models.base import load_base
 
     def make() -> BaseModel:
-        return shortened(load_base(DEFAULT, device="cpu", quiet=True), options.base_layers)
+        return shortened(load_base(DEFAULT, device=options.device, quiet=True), options.base_layers)
 
     adapted = AdaptedModel(make())
     adapted.prepare(quiet=True)
@@ -109,8 +110,10 @@ def on_default(options: argparse.Namespace) -> Ways:
 def on_random(size: Size, options: argparse.Namespace) -> Ways:
     """Return the ways on a random model."""
     tokens = size.shorter(max(1, options.tokens // 4))
-    adapted = random_adapted(size)
-    return ways(lambda: random_base(size), adapted, tokens, batch=options.batch, with_peft=not options.no_peft)
+    adapted = random_adapted(size, random_base(size, options.device))
+    return ways(
+        lambda: random_base(size, options.device), adapted, tokens, batch=options.batch, with_peft=not options.no_peft
+    )
 
 
 def measured(found: Ways, rounds: int) -> dict[str, list[float]]:
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--base-layers", type=int, default=30, help="the first so many layers of the default base")
     parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS, help="of random models")
     parser.add_argument("--layers", type=int, nargs="*", default=LAYERS, help=f"of random models {FIXED_WIDTH} wide")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--no-peft", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -40,7 +40,7 @@ def sizes(widths: Sequence[int], layers: Sequence[int]) -> list[Size]:
     return list(dict.fromkeys([*found, *(Size(FIXED_WIDTH, count) for count in layers)]))
 
 
-def random_base(size: Size) -> BaseModel:
+def random_base(size: Size, device: str = "cpu") -> BaseModel:
     """Return a random model; it has neither files nor a tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,7 +62,7 @@ def random_base(size: Size) -> BaseModel:
         initializer_range=size.width**-0.5,
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval().to(device)
     identity = BaseIdentity(str(size), "random", "", "LlamaForCausalLM", "0" * 64)
     files = BaseFiles(str(size), Path(), "random", "")
     return BaseModel(model, no_tokenizer(), identity, files, frozenset(), config.max_position_embeddings)
@@ -73,19 +73,20 @@ def no_tokenizer() -> Any:
     return None
 
 
-def random_adapted(size: Size, base: BaseModel | None = None) -> AdaptedModel:
-    """Return a random model (or `base`) whose targets have random bases."""
+def random_adapted(size: Size, base: BaseModel) -> AdaptedModel:
+    """Return a random model whose targets have random bases."""
     import torch
 
     from t2cli.models.adapted import AdaptedModel
     from t2cli.svf.basis import Basis, side_of
 
-    adapted = AdaptedModel(base or random_base(size))
+    adapted = AdaptedModel(base)
+    device = base.device
     adapted.attach(
         {
             target.weight: Basis(
-                torch.randn(target.rank, target.rank) * target.rank**-0.5,
-                torch.ones(target.rank, dtype=torch.float64),
+                torch.randn(target.rank, target.rank, device=device) * target.rank**-0.5,
+                torch.ones(target.rank, dtype=torch.float64, device=device),
                 side_of(*target.shape),
             )
             for target in adapted.targets

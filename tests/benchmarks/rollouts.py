@@ -1,6 +1,6 @@
 """Rollouts of training beside transformers' own `generate` on the same prompts: useful tokens per second.
 
-    python tests/benchmarks/rollouts.py [--prompts 12] [--group 4] [--rounds 5] [--json FILE]
+    python tests/benchmarks/rollouts.py [--prompts 12] [--group 4] [--rounds 5] [--json FILE] [--device cpu|cuda]
 
 Ours is what a training step does: prompts encoded, W' folded anew, answers sampled, decoded and judged. Theirs is
 `generate(do_sample=True, num_return_sequences=group)` of the base alone, with as many new tokens at most, and nothing
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from clock import now
 from table import print_table, write_json
 
 OURS, THEIRS = "rollouts of t2", "transformers' generate"
@@ -28,10 +28,10 @@ def our_rate(adapted: Any, task: Any, examples: Any, config: Any, seed: int) -> 
 
     generator = torch.Generator().manual_seed(seed)
     z = ZVectors({name: 1 + 1e-3 * torch.randn(r, generator=generator) for name, r in adapted.ranks.items()})
-    started = time.perf_counter()
+    started = now()
     with adapted.use_z(z):
         rollouts = collect(adapted, task, examples, config, generator)
-    rate = rollouts.tokens / (time.perf_counter() - started)
+    rate = rollouts.tokens / (now() - started)
     adapted.release()
     return rate
 
@@ -42,7 +42,7 @@ def their_rate(base: Any, prompts: list[list[int]], group: int, longest: int, se
 
     ids, mask = left_padded(prompts, base.device)
     torch.manual_seed(seed)
-    started = time.perf_counter()
+    started = now()
     output = base.model.generate(
         ids,
         attention_mask=mask,
@@ -55,7 +55,7 @@ def their_rate(base: Any, prompts: list[list[int]], group: int, longest: int, se
         eos_token_id=sorted(base.eos),
         pad_token_id=min(base.eos),
     )
-    seconds = time.perf_counter() - started
+    seconds = now() - started
     answers = output[:, ids.shape[1] :].tolist()
     return sum(useful(answer, base.eos) for answer in answers) / seconds
 
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     from t2cli.config import TrainConfig
@@ -78,8 +79,8 @@ def main() -> None:
     from t2cli.models.base import load_base
     from t2cli.tasks.base import load_task
 
-    bare, task = load_base("smollm2-135m", device="cpu", quiet=True), load_task("math")
-    adapted = AdaptedModel(load_base("smollm2-135m", device="cpu", quiet=True))
+    bare, task = load_base("smollm2-135m", device=options.device, quiet=True), load_task("math")
+    adapted = AdaptedModel(load_base("smollm2-135m", device=options.device, quiet=True))
     adapted.prepare(quiet=True)
     config = TrainConfig(prompts_per_step=options.prompts, group=options.group)
     rates: dict[str, list[float]] = {OURS: [], THEIRS: []}

@@ -23,4 +23,6 @@ def write_json(path: Path | None, numbers: dict[str, object]) -> None:
     import torch
 
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if torch.cuda.is_initialized():
+        machine["gpu"] = torch.cuda.get_device_name()
     path.write_text(json.dumps({"machine": machine, **numbers}, indent=1) + "\n")

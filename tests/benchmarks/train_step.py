@@ -1,11 +1,11 @@
 """One training step, forward and backward: z of t2 beside a LoRA of rank 16 by PEFT, on the same tokens.
 
     python tests/benchmarks/train_step.py [--rows 48] [--length 64] [--rounds 3] [--json FILE] [--alone WAY]
-                                          [--widths 512 1024 2048 4096] [--layers 2 4 8]
+                                          [--widths 512 1024 2048 4096] [--layers 2 4 8] [--device cpu|cuda]
 
 On the default base, and with a quarter of the rows on random models of growing width and depth (`--widths` and
 `--layers` without numbers: none). The loss is the mean log-probability of the tokens. Each way runs in a process of its
-own, so that the peak memory is its own (growth of the largest resident size over that of the loaded model); the
+own, so that the peak memory is its own (growth over that of the loaded model); the
 processes take turns.
 """
 
@@ -16,11 +16,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clock import now, peak_megabytes
 from random_llama import FIXED_WIDTH, LAYERS, WIDTHS, Size, random_adapted, random_base, sizes
 from table import print_table, write_json
 
@@ -52,7 +52,7 @@ def run_t2(way: str, ids: Any, rounds: int, base: Any, size: Size | None) -> lis
         adapted.prepare(quiet=True)
     else:
         adapted = random_adapted(size, base)
-    flat = (1 + 0.1 * torch.randn(sum(adapted.ranks.values()))).requires_grad_()
+    flat = (1 + 0.1 * torch.randn(sum(adapted.ranks.values()), device=base.device)).requires_grad_()
     z = ZVectors({name: vector.detach() for name, vector in unflatten(flat, adapted.ranks).items()})
     seconds = []
     for _ in range(rounds + 1):
@@ -61,11 +61,11 @@ def run_t2(way: str, ids: Any, rounds: int, base: Any, size: Size | None) -> lis
         elif way == SHARED:
             with adapted.use_z(z):  # as the rollouts do
                 pass
-        started = time.perf_counter()
+        started = now()
         vectors = unflatten(flat, adapted.ranks)
         with adapted.with_tensors(vectors) if way == FACTORED else adapted.trained(z, vectors):
             loss_of(adapted.model, ids).backward()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(now() - started)
         flat.grad = None
     return seconds[1:]
 
@@ -78,28 +78,30 @@ def run_peft(ids: Any, rounds: int, base: Any) -> list[float]:
     model = get_peft_model(base.model, settings)
     seconds = []
     for _ in range(rounds + 1):
-        started = time.perf_counter()
+        started = now()
         loss_of(model, ids).backward()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(now() - started)
         model.zero_grad(set_to_none=True)
     return seconds[1:]
 
 
-def alone(way: str, rows: int, length: int, rounds: int, size: Size | None) -> None:
+def alone(options: argparse.Namespace, size: Size | None) -> None:
     """Run one way in this process and print its numbers as JSON."""
-    import resource
-
     import torch
 
     from t2cli.models.base import load_base
 
     torch.manual_seed(0)
-    base = random_base(size) if size else load_base(DEFAULT, device="cpu", quiet=True)
-    ids = torch.randint(100, min(40_000, base.model.config.vocab_size), (rows, length))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = run_peft(ids, rounds, base) if way == LORA else run_t2(way, ids, rounds, base, size)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"seconds": seconds, "megabytes": grown / 1024}))
+    base = random_base(size, options.device) if size else load_base(DEFAULT, device=options.device, quiet=True)
+    ids = torch.randint(
+        100, min(40_000, base.model.config.vocab_size), (options.rows, options.length), device=base.device
+    )
+    before = peak_megabytes()
+    if options.alone == LORA:
+        seconds = run_peft(ids, options.rounds, base)
+    else:
+        seconds = run_t2(options.alone, ids, options.rounds, base, size)
+    print(json.dumps({"seconds": seconds, "megabytes": peak_megabytes() - before}))
 
 
 def measured(ways: Sequence[str], turns: int, sizes: Sequence[object]) -> Runs:
@@ -147,19 +149,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2, help="processes per way")
     parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS, help="of random models")
     parser.add_argument("--layers", type=int, nargs="*", default=LAYERS, help=f"of random models {FIXED_WIDTH} wide")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", choices=WAYS)
     parser.add_argument("--random", type=int, nargs=2, metavar=("WIDTH", "LAYERS"), help="with --alone: the model")
     options = parser.parse_args()
     if options.alone:
         size = Size(*options.random) if options.random else None
-        alone(options.alone, options.rows, options.length, options.rounds, size)
+        alone(options, size)
         return
-    shape = ["--rows", options.rows, "--length", options.length, "--rounds", options.rounds]
+    on = ["--device", options.device]
+    shape = [*on, "--rows", options.rows, "--length", options.length, "--rounds", options.rounds]
     found = {DEFAULT: numbers_of(measured(WAYS, options.turns, shape))}
     for size in sizes(options.widths, options.layers):
         rows, length = max(1, options.rows // 4), size.shorter(options.length)
-        shape = ["--rows", size.shorter(rows), "--length", length, "--rounds", min(2, options.rounds)]
+        shape = [*on, "--rows", size.shorter(rows), "--length", length, "--rounds", min(2, options.rounds)]
         found[str(size)] = numbers_of(measured(GROWN_WAYS, 1, [*shape, "--random", *size]))
     table = [row for model, numbers in found.items() for row in rows_of(model, numbers)]
     tokens = f"{options.rows} x {options.length} tokens"

@@ -16,7 +16,7 @@ import pytest
 from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
 from t2cli.tasks.base import load_spec, load_task, origin, require_judge
 from t2cli.tasks.data_files import parse_data
-from t2cli.tasks.dispatch import ABOUT_OTHER, choices_of, varied
+from t2cli.tasks.dispatch import ABOUT_OTHER, label_set_of, varied
 from t2cli.tasks.general import general_questions
 from t2cli.tasks.phrases import filled, phrases
 from t2cli.tasks.sampling import SPLITS, words_digest
@@ -99,22 +99,22 @@ def test_the_same_arguments_give_the_same_questions(write: Write) -> None:
 def test_tasks_of_one_category_share_its_part(write: Write) -> None:
     task = load_task(str(write(sums="one", tales="one")))
     assert Counter(example.answer for example in task.examples("train", 60, 0)) == {"one": 30, "other": 30}
-    choices = choices_of(task)
-    assert choices is not None
-    assert choices.categories == ("one", "other")
+    label_set = label_set_of(task)
+    assert label_set is not None
+    assert label_set.categories == ("one", "other")
 
 
 def test_the_instruction_names_every_category_with_its_label(write: Write) -> None:
     task = load_task(str(write()))
-    choices = choices_of(task)
-    assert choices is not None
-    assert (choices.categories, choices.labels) == (("sums", "tales", "other"), ("A", "B", "C"))
+    label_set = label_set_of(task)
+    assert label_set is not None
+    assert (label_set.categories, label_set.labels) == (("sums", "tales", "other"), ("A", "B", "C"))
     for part in ("A: sums (questions of sums).", "B: tales (questions of tales).", f"C: other ({ABOUT_OTHER})."):
-        assert part in choices.instruction
-    assert "\n" not in choices.instruction
-    assert choices_of(load_task("code")) is None
+        assert part in label_set.instruction
+    assert "\n" not in label_set.instruction
+    assert label_set_of(load_task("code")) is None
     system, user = task.messages(task.examples("train", 1, 0)[0])
-    assert (system["content"], user["role"]) == (choices.instruction, "user")
+    assert (system["content"], user["role"]) == (label_set.instruction, "user")
 
 
 def test_the_builtin_task_needs_no_sandbox_and_knows_what_ships() -> None:

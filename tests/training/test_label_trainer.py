@@ -23,7 +23,7 @@ from t2cli.registry.local import LocalRegistry
 from t2cli.registry.vectors import read_z, z_to_bytes
 from t2cli.svf.zvector import unflatten
 from t2cli.tasks.base import Task, load_task
-from t2cli.tasks.dispatch import Choices, choices_of
+from t2cli.tasks.dispatch import LabelSet, label_set_of
 from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, new_run, run_to_resume
 from t2cli.training.dispatcher import confusion, threshold_of
@@ -76,8 +76,8 @@ def task(tmp_path: Path) -> Task:
     return load_task(str(tmp_path / "which.yaml"))
 
 
-def choices(task: Task) -> Choices:
-    found = choices_of(task)
+def label_set(task: Task) -> LabelSet:
+    found = label_set_of(task)
     assert found is not None
     return found
 
@@ -92,7 +92,7 @@ def start(
 
 def loss_by_hand(adapted: AdaptedModel, task: Task, numbers: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of a step's questions under z, each read alone and factored."""
-    told, total = choices(task), torch.zeros(())
+    told, total = label_set(task), torch.zeros(())
     prompt = LabelPrompt(adapted.base, told.instruction, told.labels)
     examples = task.examples("train", CONFIG.prompts_per_step, 3)
     with adapted.with_tensors(unflatten(numbers, adapted.ranks)):
@@ -135,7 +135,7 @@ def test_a_run_learns_to_tell_apart_and_publishes_a_dispatcher(
     adapted = adapt("llama")
     before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
     trained = start(adapted, task).run(registry)
-    entry, told = trained.entry, choices(task)
+    entry, told = trained.entry, label_set(task)
     assert entry is not None
     record = entry.manifest.dispatcher
     assert (entry.manifest.kind, entry.manifest.training and entry.manifest.training.config["trainer"]) == (
