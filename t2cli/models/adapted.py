@@ -22,6 +22,7 @@ from t2cli.models.targets import Target, find_targets
 from t2cli.models.team import Team
 from t2cli.svf.basis import Basis
 from t2cli.svf.experts import SVFExperts
+from t2cli.svf.gradient import small_components
 from t2cli.svf.linear import AdaptedWeight, SVFLinear, Use
 from t2cli.svf.lowrank import thinned
 from t2cli.svf.zvector import ZVectors, unflatten
@@ -212,6 +213,9 @@ class AdaptedModel:
         """
         with self.use_z(z):
             self._set(vectors)
+            for name, vector in z.items():
+                layer = self._layers[name]
+                layer.small = small_components(vector).to(layer.weight.device)
             yield
 
     @contextlib.contextmanager

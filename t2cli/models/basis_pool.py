@@ -20,7 +20,8 @@ def workers_for(config: DecomposeConfig) -> int:
     """Return how many small matrices are computed at once; other devices compute one after the other."""
     import torch
 
-    return config.workers or (torch.get_num_threads() if config.device == "cpu" else 1)
+    # CUDA's linear algebra may not be entered by two threads at first, and gains nothing from more
+    return (config.workers or torch.get_num_threads()) if config.device == "cpu" else 1
 
 
 def compute_each(

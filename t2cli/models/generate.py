@@ -191,9 +191,11 @@ def choose(logits: torch.Tensor, temperature: float, drawn: torch.Tensor | None)
         _check_finite(best)
         return chosen
     # the inverse of the distribution function: one random number per row, where torch.multinomial draws one per token
-    cumulative = torch.softmax(logits.float().cpu() / temperature, dim=-1).double().cumsum(dim=-1)
+    where = logits.device if logits.device.type != "mps" else torch.device("cpu")  # MPS has no float64
+    cumulative = torch.softmax(logits.float().to(where) / temperature, dim=-1).double().cumsum(dim=-1)
     _check_finite(cumulative[:, -1])
-    chosen = torch.searchsorted(cumulative, drawn.unsqueeze(1) * cumulative[:, -1:], right=True).squeeze(1)
+    wanted = drawn.to(where).unsqueeze(1) * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, wanted, right=True).squeeze(1)
     return chosen.clamp_max(logits.shape[-1] - 1).to(logits.device)
 
 

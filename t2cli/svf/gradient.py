@@ -25,19 +25,28 @@ from t2cli.svf.basis import Side
 SMALL = 0.05  # |z| under which dividing by z would cost more than a digit
 
 
+def small_components(z: torch.Tensor) -> torch.Tensor:
+    """Return at which places (k,) dividing by z (r,) would lose digits."""
+    return (z.detach().abs() < SMALL).nonzero().flatten()
+
+
 def folded_product(
     x: torch.Tensor,
     folded: torch.Tensor,
     bias: torch.Tensor | None,
     z: torch.Tensor,
+    small: torch.Tensor,
     W: torch.Tensor,
     Q: torch.Tensor,
     side: Side,
 ) -> torch.Tensor:
-    """Return W' x + b (..., m) of x (..., n), `folded` being W' for `z`; gradients reach x and z."""
+    """Return W' x + b (..., m) of x (..., n), `folded` being W' for `z`; gradients reach x and z.
+
+    `small` (k,) are the small components of z. They are not looked for here: a GPU would be waited for in every layer.
+    """
     # flattened out here: models may change y in place, which autograd refuses for views that a Function made itself
     flat = x.reshape(-1, x.shape[-1])  # (N, n)
-    y: torch.Tensor = _FoldedProduct.apply(flat, z, folded, bias, W, Q, side)  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _FoldedProduct.apply(flat, z, small, folded, bias, W, Q, side)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], -1)
 
 
@@ -47,6 +56,7 @@ class _FoldedProduct(torch.autograd.Function):
         ctx: Any,
         x: torch.Tensor,
         z: torch.Tensor,
+        small: torch.Tensor,
         folded: torch.Tensor,
         bias: torch.Tensor | None,
         W: torch.Tensor,
@@ -55,23 +65,26 @@ class _FoldedProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         y = functional.linear(x, folded, bias)
         # W' x is needed on the output side only; x where it is not larger, or where small components need it
-        small = bool((z.detach().abs() < SMALL).any())
-        ctx.save_for_backward(
-            z, folded, bias, W, Q, y if side == "output" else None, x if side == "input" or small else None
-        )
+        kept_y, kept_x = y if side == "output" else None, x if side == "input" or len(small) else None
+        ctx.save_for_backward(z, small, folded, bias, W, Q, kept_y, kept_x)
         ctx.side = side
         return y.clone() if side == "output" else y  # the model may change its y in place, the saved one must stay
 
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        z, folded, bias, W, Q, y, x = ctx.saved_tensors
+        z, small, folded, bias, W, Q, y, x = ctx.saved_tensors
         wants_x, wants_z = ctx.needs_input_grad[:2]
         grad_x: Any = g @ folded if wants_x or ctx.side == "input" else None  # (N, n)
         grad_z = None
         if wants_z:
             left, right = (grad_x, x) if ctx.side == "input" else (g, y if bias is None else y - bias)
-            grad_z = _divided(_diagonal(left, right, Q.to(g.dtype)), z, lambda few: _few(g, x, W, Q, few, ctx.side))
-        return grad_x if wants_x else None, grad_z, None, None, None, None, None
+            products = _diagonal(left, right, Q.to(g.dtype)).to(z.dtype)
+            if len(small):
+                grad_z = products / z.detach().index_fill(0, small, 1)
+                grad_z = grad_z.index_copy(0, small, _few(g, x, W, Q, small, ctx.side).to(z.dtype))
+            else:
+                grad_z = products / z.detach()
+        return grad_x if wants_x else None, grad_z, None, None, None, None, None, None
 
 
 def _diagonal(left: torch.Tensor, right: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
@@ -79,17 +92,6 @@ def _diagonal(left: torch.Tensor, right: torch.Tensor, Q: torch.Tensor) -> torch
     if left.shape[0] < Q.shape[0]:
         return ((left @ Q) * (right @ Q)).sum(dim=0)
     return (((left.T @ right) @ Q) * Q).sum(dim=0)
-
-
-def _divided(products: torch.Tensor, z: torch.Tensor, few: Any) -> torch.Tensor:
-    """Return products / z in z's precision, the components of small z from `few`."""
-    products = products.to(z.dtype)
-    small = z.detach().abs() < SMALL
-    if not bool(small.any()):
-        return products / z.detach()
-    result = products / torch.where(small, torch.ones_like(z), z.detach())
-    index = small.nonzero().flatten()
-    return result.index_copy(0, index, few(index).to(z.dtype))
 
 
 def _few(

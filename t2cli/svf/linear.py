@@ -29,7 +29,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from t2cli.svf.basis import Basis, fold
-from t2cli.svf.gradient import folded_product
+from t2cli.svf.gradient import folded_product, small_components
 
 FEW = 128  # vectors at a time under which a product is faster with them as columns
 
@@ -43,6 +43,7 @@ class Use(NamedTuple):
     z: torch.Tensor | None = None
     folded: torch.Tensor | None = None
     columns: torch.Tensor | None = None
+    small: torch.Tensor | None = None
 
 
 class AdaptedWeight:
@@ -58,6 +59,7 @@ class AdaptedWeight:
         self.folded: torch.Tensor | None = None  # (m, n)
         self.spectral: torch.Tensor | None = None  # W Q (m, r) or Q^T W (r, n), used where z is per row
         self.columns: torch.Tensor | None = None  # (k,) the components at which z may differ from 1; None: all
+        self.small: torch.Tensor | None = None  # (k,) the small components of a trained z; None: not looked for yet
         self.transposed = False  # whether the base keeps the weight as (n, m)
 
     @property
@@ -68,11 +70,11 @@ class AdaptedWeight:
     @property
     def use(self) -> Use:
         """Return as what the weight is in use, to be put back later."""
-        return Use(self.z, self.folded, self.columns)
+        return Use(self.z, self.folded, self.columns, self.small)
 
     @use.setter
     def use(self, use: Use) -> None:
-        self.z, self.folded, self.columns = use
+        self.z, self.folded, self.columns, self.small = use
 
     def require_basis(self) -> Basis:
         """Return the basis, or raise RuntimeError when none was attached."""
@@ -97,7 +99,8 @@ class AdaptedWeight:
         if self.folded is not None:
             if self.z is not None and torch.is_grad_enabled():
                 basis = self.require_basis()
-                return folded_product(x, self.folded, bias, self.z, self.weight, basis.Q, basis.side)
+                small = small_components(self.z) if self.small is None else self.small
+                return folded_product(x, self.folded, bias, self.z, small, self.weight, basis.Q, basis.side)
             return product_of(x, self.folded)
         return product(x) if self.z is None else self.factored(x, product, bias, rows)
 
@@ -151,7 +154,7 @@ def _spectral(
     """Return W' x + b (..., m) of x (..., n), z (B, r) and the spectral form of W."""
     Q = basis.Q.to(x.dtype)
     first, second = (Q.T, form) if basis.side == "input" else (form, Q)
-    if x.numel() // x.shape[-1] > FEW:
+    if x.device.type != "cpu" or x.numel() // x.shape[-1] > FEW:
         return functional.linear(_times(functional.linear(x, first), z), second, bias)
     # the weights on the left: with few columns on the right the CPU's libraries take a fifth less time that way round
     components = first @ x.reshape(-1, x.shape[-1]).T  # (r, N)

@@ -16,7 +16,7 @@ from torch import nn
 from t2cli.config import TrainConfig
 from t2cli.lookup import load
 from t2cli.svf.parametrisation import PARAMETRISATIONS, effective, initial
-from t2cli.svf.zvector import ZVectors
+from t2cli.svf.zvector import ZVectors, unflatten
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,10 +100,10 @@ class SVFPolicy:
 
     def z_of(self, numbers: torch.Tensor) -> ZVectors:
         """Return the z of numbers p (parameters,)."""
-        return ZVectors({name: z.cpu() for name, z in self._effective(numbers).items()})
+        return ZVectors(unflatten(self.rows(numbers).cpu(), self.ranks))
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return z (B, parameters) of rows of numbers p (B, parameters), as AdaptedModel.per_row takes it."""
+        """Return z (..., parameters) of numbers p (..., parameters): rows of them as AdaptedModel.per_row takes them."""
         vectors = self._effective(numbers)
         return torch.cat([vectors[name] for name in sorted(vectors)], dim=-1)
 
