@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2cli.cli.completion import base_names, expert_names, task_names
-from t2cli.cli.options import DEFAULT_BASE, Device, Json, Quiet, RegistryPath
+from t2cli.cli.options import DEFAULT_BASE, Data, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output, one_line
 from t2cli.cli.training_run import run_shown
 from t2cli.errors import IncompatibleBaseError, Interrupted, NotFoundError, T2Error, UsageError
@@ -64,6 +64,7 @@ def reproduce(
     expert: TrainedExpert,
     name: Name = "",
     task: TaskFile = "",
+    data: Data = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished reproduction.")] = False,
     base: RecordedBase = "",
     registry: RegistryPath = None,
@@ -86,7 +87,7 @@ def reproduce(
 
     out = Output(json=json, quiet=quiet)
     found = _recorded(LocalRegistry(registry_search_path(registry)), expert, base)
-    known_task, spec, home = _asked(found, name, task, base, quiet)
+    known_task, spec, home = _asked(found, name, task, data or [], base, quiet)
     _warn(out, found)
     folder = _begun(home, spec, found) if resume else None
     check_examples(known_task, spec.config)
@@ -94,7 +95,9 @@ def reproduce(
     folder = folder or new_run(home, spec)
     # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
     entries = LocalRegistry(registry_search_path(registry) if name else [folder.path / "registry"])
-    again = _resuming(found, expert, {"--name": name, "--task": task and spec.task, "--base": base}, registry)
+    again = _resuming(
+        found, expert, {"--name": name, "--task": task and spec.task, "--base": base}, spec.data, registry
+    )
     try:
         trained = run_shown(out, adapted, known_task, spec, folder, entries, again)
     except T2Error as error:
@@ -137,13 +140,16 @@ def _recorded(registry: LocalRegistry, expert: str, base: str) -> _Recorded:
     return _Recorded(entry, settings_of(training, entry.reference), training.task, evaluation)
 
 
-def _asked(found: _Recorded, name: str, task: str, base: str, quiet: bool) -> tuple[Task, RunSpec, str]:
+def _asked(
+    found: _Recorded, name: str, task: str, data: list[str], base: str, quiet: bool
+) -> tuple[Task, RunSpec, str]:
     """Return the task, the run to do, and the name of the base's folder; raises where one is not as recorded."""
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
     from t2cli.paths import expanded
     from t2cli.registry.reference import check_name
     from t2cli.tasks.base import load_task, task_names
+    from t2cli.tasks.data_files import parse_data
     from t2cli.training.checkpoint import RunSpec
     from t2cli.training.recorded import check_sources, revisions_of
 
@@ -155,7 +161,8 @@ def _asked(found: _Recorded, name: str, task: str, base: str, quiet: bool) -> tu
         )
     training = entry.manifest.training
     assert training is not None  # `_recorded` saw to it
-    known_task = load_task(task or found.task, revisions=revisions_of(training))
+    files = parse_data(data, found.task)
+    known_task = load_task(task or found.task, files, revisions=revisions_of(training))
     if known_task.name != found.task:
         raise UsageError(
             f"{entry.reference} was trained on the task {found.task}, and {task} is {known_task.name}",
@@ -172,7 +179,8 @@ def _asked(found: _Recorded, name: str, task: str, base: str, quiet: bool) -> tu
             f"{entry.reference} was trained on {entry.manifest.base.folder}, and {used} is {identity.folder_name}",
             hint="pass the base with the recorded weights: --base NAME",
         )
-    return known_task, RunSpec(place, new, used, identity.weights, found.settings.config), identity.folder_name
+    spec = RunSpec(place, new, used, identity.weights, found.settings.config, files)
+    return known_task, spec, identity.folder_name
 
 
 def _base_of(entry: ExpertEntry) -> str:
@@ -196,18 +204,21 @@ def _begun(home: str, spec: RunSpec, found: _Recorded) -> RunFolder:
 
     folder = run_to_resume(home, spec.expert)
     begun = folder.spec()
-    if (begun.task, begun.weights, begun.config) != (spec.task, spec.weights, spec.config):
+    if (begun.task, begun.weights, begun.config, begun.data) != (spec.task, spec.weights, spec.config, spec.data):
         raise UsageError(
-            f"the run in {folder.path} was begun with other settings than {found.entry.reference} records",
+            f"the run in {folder.path} was begun with other settings or files than {found.entry.reference} records",
             hint="leave out --resume to start another run",
         )
     return folder
 
 
-def _resuming(found: _Recorded, expert: str, options: dict[str, str], registry: Path | None) -> str:
+def _resuming(
+    found: _Recorded, expert: str, options: dict[str, str], data: dict[str, str], registry: Path | None
+) -> str:
     """Return the command that goes on; a name alone could mean a newer version by then."""
     words = ["t2", "reproduce", expert if expert.startswith("hf://") else found.entry.reference]
-    for option, value in {**options, "--registry": str(registry or "")}.items():
+    given = [*options.items(), *(("--data", f"{split}={file}") for split, file in data.items())]
+    for option, value in [*given, ("--registry", str(registry or ""))]:
         words += [option, value] if value else []
     return shlex.join([*words, "--resume"])
 

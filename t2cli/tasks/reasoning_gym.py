@@ -10,6 +10,8 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from t2cli.errors import T2Error
@@ -77,12 +79,20 @@ def _create(dataset: str, config: Mapping[str, ConfigValue], seed: int) -> Any:
     require(dataset, DATASETS, "data set of reasoning-gym")
     try:
         with _silence():
-            return reasoning_gym.create_dataset(dataset, seed=seed, size=_BLOCK, **config)
+            settings = _with_enums(DATASETS[dataset][1], config)
+            return reasoning_gym.create_dataset(dataset, seed=seed, size=_BLOCK, **settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise T2Error(
             f"reasoning-gym's {dataset} refuses its configuration: {error}",
             hint="check the row's `config` in the task file",
         ) from error
+
+
+def _with_enums(config_class: type, config: Mapping[str, ConfigValue]) -> dict[str, object]:
+    """Return the configuration with the members of enums that its words name; ValueError for a word that names none."""
+    defaults = {field.name: field.default for field in fields(config_class)}
+    kinds = {name: type(default) for name, default in defaults.items() if isinstance(default, Enum)}
+    return {name: kinds[name](value) if name in kinds else value for name, value in config.items()}
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:

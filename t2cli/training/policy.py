@@ -103,7 +103,7 @@ class SVFPolicy:
         return ZVectors(unflatten(self.rows(numbers).cpu(), self.ranks))
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return z (..., parameters) of numbers p (..., parameters): rows of them as AdaptedModel.per_row takes them."""
+        """Return z (..., parameters) of numbers p (..., parameters); rows of them are what per_row takes."""
         vectors = self._effective(numbers)
         return torch.cat([vectors[name] for name in sorted(vectors)], dim=-1)
 

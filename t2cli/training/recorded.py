@@ -122,7 +122,7 @@ def check_sources(training: TrainingRecord, task: Task, where: str) -> None:
         files = [file.get("file") for file in recorded if isinstance(file, dict)] if isinstance(recorded, list) else []
         raise UsageError(
             f"{where} was trained on other files than the task has now: {', '.join(map(str, files)) or 'none'}",
-            hint="give a task file that reads those: --task FILE.yaml",
+            hint="name those with --data, or a task file that reads them with --task",
         )
 
 

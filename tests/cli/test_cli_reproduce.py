@@ -274,7 +274,7 @@ def test_resume_takes_no_run_of_other_settings(
     assert reproduce("divisors@1", "--name", "again", "--quiet").exit_code == 0
     (record,) = (tmp_path / "home" / "runs").glob("*/again/1/expert.txt")
     record.unlink()  # as if it had not finished
-    refused(reproduce("divisors@2", "--name", "again", "--resume"), 2, "other settings than divisors@2 records")
+    refused(reproduce("divisors@2", "--name", "again", "--resume"), 2, "other settings or files than divisors@2")
 
 
 def test_a_run_that_gives_nothing_is_no_reproduction(reproduce: Callable, changed: Again) -> None:

@@ -78,12 +78,15 @@ def test_it_is_reproduced_from_the_same_files_and_no_others(
     assert run("train", *options, "--data", data, *FAST).exit_code == 0
     same = tmp_path / "same.yaml"
     same.write_text(TASK.replace("file: gone.jsonl", "train: questions/train.jsonl, test: questions/test.jsonl"))
-    result = run("reproduce", "ones", "--task", same, "--json", *options[2:])
-    assert result.exit_code == 0, result.stderr
+    for asked in (["--task", same], ["--task", options[1], "--data", data]):
+        result = run("reproduce", "ones", *asked, "--json", *options[2:])
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["z"]["identical"]
     with (data / "train.jsonl").open("a") as file:
         file.write('{"ask": "What is 2 / 2?", "answer": 1}\n')
-    again = run("reproduce", "ones", "--task", same, *options[2:])
-    refused(again, 2, "ones@1 was trained on other files than the task has now: train.jsonl, test.jsonl", "--task")
+    for asked in (["--task", same], ["--task", options[1], "--data", data]):
+        again = run("reproduce", "ones", *asked, *options[2:])
+        refused(again, 2, "trained on other files than the task has now: train.jsonl, test.jsonl", "--data", "--task")
 
 
 def test_resume_finds_the_data_of_the_run(

@@ -43,6 +43,12 @@ class TestWithThePackage:
         with pytest.raises(T2Error, match="chain_sum refuses its configuration"):
             next(source.items("chain_sum", config, 0))
 
+    def test_words_name_the_members_of_enums(self) -> None:
+        (question, answer), *_ = itertools.islice(source.items("word_sorting", {"transformation": "uppercase"}, 0), 1)
+        assert answer == answer.upper() != question
+        with pytest.raises(T2Error, match="word_sorting refuses its configuration: 'loud'"):
+            next(source.items("word_sorting", {"transformation": "loud"}, 0))
+
     def test_questions_without_one_right_answer_are_refused(self) -> None:
         with pytest.raises(T2Error, match="without a single right answer"):
             next(source.items("propositional_logic", {}, 0))
