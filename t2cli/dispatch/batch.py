@@ -4,14 +4,17 @@ Source: Transformer-Squared (arXiv 2501.06252), section 3.2; math.md 3.
 
 Deviation from the paper:
 1. The paper's two passes are of one question. Here pass 1 reads questions side by side, and pass 2 answers rows of
-   different experts in one batch, for the bases are shared by all rows; a full batch of one expert is folded.
+   different experts in one batch, for the bases are shared by all rows; a full batch of one expert is folded, and so
+   are the prompts of an expert that is met often.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,8 +24,10 @@ from t2cli.dispatch.conversation import encoded
 from t2cli.dispatch.decision import Decision, Messages, Strategy
 from t2cli.dispatch.two_pass import Answer, TwoPass, too_long
 from t2cli.errors import T2Error
-from t2cli.models.generate import chunks, draw, generate
+from t2cli.models.adapted import AdaptedModel
+from t2cli.models.generate import chunks, continued, draw, generate
 from t2cli.models.memory import Room
+from t2cli.models.reading import Group, may_read_in_groups, read_in_groups
 from t2cli.svf.zvector import ZVectors
 
 
@@ -143,20 +148,16 @@ def _generated(two_pass: TwoPass, rows: Sequence[_Row], sampling: SamplingConfig
         last[row] = time.monotonic()
         first.setdefault(row, last[row])
 
-    one = rows[0].z
+    one, limits, draws = rows[0].z, [row.limit for row in rows], _draws(len(rows), sampling)
+    prompts = [row.ids for row in rows]
     if any(row.z is not one for row in rows):
-        using = adapted.per_row([row.z for row in rows])
+        with torch.inference_mode():
+            start = read_in_groups(adapted, prompts, _groups(adapted, rows))
+            with adapted.per_row([row.z for row in rows]):
+                completions = continued(adapted, *start, sampling, limits, draws, on_token)
     else:
-        using = adapted.reference() if one is None else adapted.use_z(one)
-    with using:
-        completions = generate(
-            adapted,
-            [row.ids for row in rows],
-            sampling,
-            draws=_draws(len(rows), sampling),
-            on_token=on_token,
-            limits=[row.limit for row in rows],
-        )
+        with _as(adapted, one):
+            completions = generate(adapted, prompts, sampling, draws=draws, on_token=on_token, limits=limits)
     ended = time.monotonic()
     return {
         row.place: Answer(
@@ -169,6 +170,33 @@ def _generated(two_pass: TwoPass, rows: Sequence[_Row], sampling: SamplingConfig
         )
         for index, (row, completion) in enumerate(zip(rows, completions, strict=True))
     }
+
+
+def _groups(adapted: AdaptedModel, rows: Sequence[_Row]) -> list[Group]:
+    """Return how the prompts of different experts are read: folded where that is sooner done, the others per row.
+
+    An answer grows by a token of each row at a time, for which all rows together are faster; a prompt is many tokens.
+    """
+    by_expert: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_expert.setdefault(id(row.z), []).append(place)
+    groups: list[Group] = []
+    left: list[int] = []
+    for places in by_expert.values():
+        z = rows[places[0]].z
+        tokens = sum(len(rows[place].ids) for place in places)
+        if may_read_in_groups(adapted) and (z is None or adapted.folding_pays(z, tokens)):
+            groups.append((places, partial(_as, adapted, z)))
+        else:
+            left += places
+    if left:
+        groups.append((left, partial(adapted.per_row, [rows[place].z for place in left])))
+    return groups
+
+
+def _as(adapted: AdaptedModel, z: ZVectors | None) -> AbstractContextManager[None]:
+    """Answer as the base, or folded as an expert."""
+    return adapted.reference() if z is None else adapted.use_z(z)
 
 
 def _draws(rows: int, sampling: SamplingConfig) -> torch.Tensor | None:

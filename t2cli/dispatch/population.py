@@ -29,8 +29,9 @@ from t2cli.dispatch.examples import Shot
 from t2cli.errors import UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
-from t2cli.models.generate import Completion, Stop, chunks, common_prefix, continued, generate, left_padded
+from t2cli.models.generate import Completion, Stop, chunks, continued, generate
 from t2cli.models.memory import Room
+from t2cli.models.reading import common_prefix, left_padded
 from t2cli.svf.policy_gradient import token_logp
 from t2cli.svf.zvector import ZVectors, unflatten
 from t2cli.training.packing import pack

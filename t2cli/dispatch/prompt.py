@@ -46,7 +46,8 @@ from t2cli.dispatch.choice import chosen
 from t2cli.dispatch.decision import OTHER, Category, Decision, Messages, Strategy
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
-from t2cli.models.generate import chunks, left_padded, positions_of
+from t2cli.models.generate import chunks
+from t2cli.models.reading import left_padded, positions_of
 from t2cli.svf.policy_gradient import token_logp
 
 if TYPE_CHECKING:

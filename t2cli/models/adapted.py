@@ -195,6 +195,15 @@ class AdaptedModel:
             if float32 and layer.spectral is None and layer.z is not None and layer.columns is None:
                 layer.spectral = layer.spectral_form()
 
+    def folding_pays(self, z: ZVectors, tokens: int) -> bool:
+        """Tell whether to read so many tokens as `z` folded rather than per row.
+
+        Forming W' takes r^2 (m + n) multiplications, a token per row r^2 more than folded.
+        """
+        squares = {target.weight: target.rank**2 for target in self.targets if target.weight in z}
+        forming = sum(squares[t.weight] * sum(t.shape) for t in self.targets if t.weight in z)
+        return bool(squares) and self._folds.pays(z, tokens, forming // sum(squares.values()))
+
     @contextlib.contextmanager
     def with_tensors(self, vectors: Mapping[str, torch.Tensor]) -> Iterator[None]:
         """Answer factored with the given tensors themselves, so that gradients reach them."""

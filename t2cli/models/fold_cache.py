@@ -9,6 +9,7 @@ import torch
 from t2cli.svf.zvector import ZVectors
 
 FOLD_CACHE_BYTES = 2 << 30
+REMEMBERED = 64  # experts that are not folded, of which is known how much has been done without
 
 
 class FoldCache:
@@ -19,6 +20,7 @@ class FoldCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self._without: dict[int, tuple[ZVectors, int]] = {}  # by id: how much was done without the folded weights
         self._kept: dict[int, tuple[ZVectors, dict[str, torch.Tensor]]] = {}  # by id: the key object is kept too
 
     def get(self, z: ZVectors, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -27,8 +29,23 @@ class FoldCache:
         if found is None:
             self._make_room(sum(size_of(W) for _, folded in list(self._kept.values())[-1:] for W in folded.values()))
             found = (z, make())
+            self._without.pop(id(z), None)
         self._kept[id(z)] = found
         return found[1]
+
+    def pays(self, z: ZVectors, work: int, cost: int) -> bool:
+        """Tell whether to do `work` with the folded weights of `z`, and count it where it is done without.
+
+        They are used where they are here, or where making them costs no more than all that was done without. So no
+        more than twice is lost of what knowing the future would save.
+        """
+        if id(z) in self._kept:
+            return True
+        _, before = self._without.pop(id(z), (z, 0))
+        self._without[id(z)] = (z, before + work)
+        while len(self._without) > REMEMBERED:
+            del self._without[next(iter(self._without))]
+        return before + work >= cost
 
     def clear(self) -> None:
         """Forget all."""

@@ -15,14 +15,11 @@ from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
 from t2cli.errors import DivergedError
-from t2cli.models.cache import attention_window, growing_cache
 from t2cli.models.memory import Room
+from t2cli.models.reading import read
 from t2cli.models.text_model import TextModel
 
 SHRINK = 0.75  # finished rows leave the batch when fewer than this share are alive: copying the cache costs too
-
-WORTH_SHARING = 8  # tokens; a shorter common beginning costs more to repeat than to read again
-
 
 Stop = Callable[[Sequence[int]], bool]  # whether the token ids of a completion are all that is wanted
 
@@ -33,31 +30,6 @@ class Completion:
 
     ids: tuple[int, ...]
     ended: bool
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all prompts begin with, each keeping at least one of its own."""
-    first, most = prompts[0], min(map(len, prompts)) - 1
-    for index in range(most):
-        if any(prompt[index] != first[index] for prompt in prompts):
-            return index
-    return most
-
-
-def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and mask (B, T), padded on the left so that all prompts end together."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def positions_of(mask: torch.Tensor) -> torch.Tensor:
-    """Return position ids (B, T) that count only the tokens where mask (B, T) is 1."""
-    return (mask.cumsum(dim=1) - 1).clamp_min(0)
 
 
 @torch.inference_mode()
@@ -85,7 +57,7 @@ def generate(
     if adapted.rows not in (None, len(prompts)):
         raise ValueError(f"{adapted.rows} rows have experts of their own, and there are {len(prompts)} prompts")
     with adapted.rows_kept():
-        logits, cache, mask = _read(adapted, prompts)
+        logits, cache, mask = read(adapted, prompts)
         if copies > 1:
             index = torch.arange(len(prompts), device=logits.device).repeat_interleave(copies)
             cache.batch_repeat_interleave(copies)
@@ -149,36 +121,6 @@ def continued(
         )
         logits = output.logits[:, -1]
     return [Completion(tuple(tokens), end) for tokens, end in zip(written, ended, strict=True)]
-
-
-def _read(adapted: TextModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
-    """Return the logits (B, V) after the prompts, their cache, and its mask (B, T).
-
-    What all prompts begin with (a system text, a template) is read once, unless each row has its own expert. Then
-    padding is between the beginning and the rest, which a sliding window would count as tokens: no sharing there.
-    """
-    model, device = adapted.model, adapted.base.device
-    cache = growing_cache(model.config)
-    may_share = len(prompts) > 1 and not adapted.rows_differ and attention_window(model.config) is None
-    shared = common_prefix(prompts) if may_share else 0
-    if shared >= WORTH_SHARING:
-        prefix = torch.tensor([prompts[0][:shared]], device=device)
-        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(prompts))
-        prompts = [prompt[shared:] for prompt in prompts]
-    else:
-        shared = 0
-    ids, mask = left_padded(prompts, device)
-    mask = torch.cat([mask.new_ones(len(prompts), shared), mask], dim=1)
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions_of(mask)[:, shared:],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1], cache, mask
 
 
 def choose(logits: torch.Tensor, temperature: float, drawn: torch.Tensor | None) -> torch.Tensor:

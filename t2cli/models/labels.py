@@ -17,7 +17,7 @@ import torch
 from t2cli.errors import UsageError
 from t2cli.models.base import BaseModel
 from t2cli.models.cache import attention_window, growing_cache
-from t2cli.models.generate import common_prefix, left_padded, positions_of
+from t2cli.models.reading import common_prefix, left_padded, positions_of
 from t2cli.models.text_model import TextModel
 
 LONGEST_QUESTION = 256  # tokens; a longer question shows its beginning and its end

@@ -23,8 +23,9 @@ import torch
 
 from t2cli.config import SamplingConfig, TrainConfig
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.generate import Completion, generate, left_padded, positions_of
+from t2cli.models.generate import Completion, generate
 from t2cli.models.memory import Room
+from t2cli.models.reading import left_padded, positions_of
 from t2cli.svf.evolution import estimate, perturbations
 from t2cli.svf.policy_gradient import token_logp
 from t2cli.tasks.base import stop_of

@@ -17,7 +17,7 @@ from torch import nn
 
 from t2cli.errors import T2Error
 from t2cli.models.cache import attention_window
-from t2cli.models.generate import common_prefix
+from t2cli.models.reading import common_prefix
 
 
 class Packed(NamedTuple):

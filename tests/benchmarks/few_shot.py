@@ -37,7 +37,8 @@ def questions(n: int) -> list[tuple[str, str]]:
 def alone(adapted: AdaptedModel, exam: Exam, z: ZVectors) -> Judged:
     """Return how one mix answers with folded weights: questions in one batch, right answers in another."""
     from t2cli.dispatch.population import Judged
-    from t2cli.models.generate import generate, left_padded, positions_of
+    from t2cli.models.generate import generate
+    from t2cli.models.reading import left_padded, positions_of
     from t2cli.svf.policy_gradient import token_logp
 
     longest = max(map(len, exam.answers))

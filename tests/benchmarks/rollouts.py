@@ -38,7 +38,7 @@ def our_rate(adapted: Any, task: Any, examples: Any, config: Any, seed: int) -> 
 
 def their_rate(base: Any, prompts: list[list[int]], group: int, longest: int, seed: int) -> float:
     """Return tokens per second of transformers' own sampling."""
-    from t2cli.models.generate import left_padded
+    from t2cli.models.reading import left_padded
 
     ids, mask = left_padded(prompts, base.device)
     torch.manual_seed(seed)

@@ -63,6 +63,25 @@ def test_answers_are_what_each_is_alone(
         assert torch.equal(tensor, before[name]), name
 
 
+def test_prompts_are_read_folded_where_that_pays(
+    two_pass: TwoPass, adapted: AdaptedModel, strategies: list[Strategy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    math, story = (two_pass.z_of(strategy.decide([]).weights) for strategy in strategies[:2])
+    used: list[int] = []
+    use_z = adapted.use_z
+    monkeypatch.setattr(adapted, "use_z", lambda z: used.append(id(z)) or use_z(z))
+    questions = [Question(asked(text), strategy) for text in TEXTS[:3] for strategy in strategies[:4]]
+    said = []
+    for folded in ([], [id(math)], [id(math), id(story)]):
+        used.clear()
+        monkeypatch.setattr(adapted, "folding_pays", lambda z, _tokens, folded=folded: id(z) in folded)
+        answers = together(two_pass, questions, SAMPLING, 32)
+        said.append([answer.text for answer in answers if isinstance(answer, Answer)])
+        assert used == folded
+    assert said[0] == said[1] == said[2]
+    assert len(said[0]) == len(questions)
+
+
 def test_one_that_fails_leaves_the_others_their_answers(two_pass: TwoPass, adapted: AdaptedModel, put: Put) -> None:
     put("math", seed=1)
     broken = put("story", seed=2)

@@ -11,7 +11,8 @@ import torch
 from t2cli.config import SamplingConfig
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import BaseModel
-from t2cli.models.generate import generate, left_padded, positions_of
+from t2cli.models.generate import generate
+from t2cli.models.reading import left_padded, positions_of
 from t2cli.svf.fingerprint import tensor_digest
 from t2cli.svf.zvector import ZVectors, identity
 

@@ -20,7 +20,7 @@ from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import BaseModel, load_base
 from t2cli.models.catalog import DEFAULT_BASE
 from t2cli.models.checkpoint import INDEX, Checkpoint
-from t2cli.models.generate import left_padded, positions_of
+from t2cli.models.reading import left_padded, positions_of
 from t2cli.models.targets import checkpoint_targets
 from t2cli.paths import shipped_registry
 from t2cli.registry.local import LocalRegistry

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from t2cli.errors import IncompatibleBaseError, T2Error, UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import BaseModel
-from t2cli.models.generate import left_padded, positions_of
+from t2cli.models.reading import left_padded, positions_of
 from t2cli.svf.zvector import ZVectors, identity
 
 Adapt = Callable[..., AdaptedModel]

@@ -15,7 +15,8 @@ from t2cli.config import DecomposeConfig, SamplingConfig
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import BaseModel
 from t2cli.models.basis_cache import decompose, load_bases
-from t2cli.models.generate import generate, left_padded, positions_of
+from t2cli.models.generate import generate
+from t2cli.models.reading import left_padded, positions_of
 from t2cli.models.targets import Target, checkpoint_targets, find_targets
 from t2cli.svf.basis import basis_of
 from t2cli.svf.zvector import ZVectors, identity

@@ -55,3 +55,21 @@ def test_nothing_is_left_after_clearing() -> None:
     cache.clear()
     asked(cache, a, made)
     assert made == [a, a]
+
+
+def test_it_is_made_when_it_would_have_paid_for_itself() -> None:
+    cache, made, (a, b) = FoldCache(9 * BYTES), [], experts(2)
+    assert [cache.pays(a, 4, 10) for _ in range(3)] == [False, False, True]
+    asked(cache, a, made)
+    assert cache.pays(a, 1, 10)
+    assert not cache.pays(b, 9, 10)
+    cache.clear()
+    assert not cache.pays(a, 9, 10)  # what was done before is paid for
+
+
+def test_only_the_newest_are_remembered() -> None:
+    cache, many = FoldCache(9 * BYTES), experts(100)
+    for z in many:
+        assert not cache.pays(z, 9, 10)
+    assert cache.pays(many[-1], 9, 10)
+    assert not cache.pays(many[0], 9, 10)

@@ -10,9 +10,10 @@ import torch
 
 from t2cli.config import SamplingConfig
 from t2cli.errors import T2Error
-from t2cli.models import generate as module
+from t2cli.models import reading as module
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.generate import Completion, choose, common_prefix, draw, generate, greedy_in_batches, left_padded
+from t2cli.models.generate import Completion, choose, draw, generate, greedy_in_batches
+from t2cli.models.reading import common_prefix, left_padded
 from t2cli.svf.zvector import ZVectors
 
 Adapt = Callable[..., AdaptedModel]
