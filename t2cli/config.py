@@ -156,7 +156,8 @@ class CEMConfig:
     sigma: float = 0.3  # of the first population, around the uniform mix
     least_sigma: float = 0.02
     smoothing: float = 0.7  # how far the Gaussian follows the elite in one generation
-    patience: int = 4  # generations without a better candidate after which the search ends
+    patience: int = 4  # generations without a noticeably better candidate after which the search ends
+    least_gain: float = 0.005  # of accuracy, or of nats a token: what is noticeable
     max_new_tokens: int = 64  # longer answers are wrong
     per_layer: bool = False  # one weight per expert and adapted matrix instead of one per expert
     seed: int = 0

@@ -10,7 +10,8 @@ Deviations from the paper:
    the elite are carried over: the result is never worse, on what it was scored with, than any of them.
 2. No candidate is scored twice: a population that has gathered at one point costs nothing.
 3. The Gaussian follows the elite smoothly and keeps a least spread, so that a lucky generation does not end the
-   search; it ends early after `patience` generations without a better candidate.
+   search; it ends early after `patience` generations without a candidate that is noticeably better (`least_gain`):
+   the last number of a score, which breaks ties, nearly always gets a little better.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Settings(Protocol):
     def smoothing(self) -> float: ...  # noqa: D102
     @property
     def patience(self) -> int: ...  # noqa: D102
+    @property
+    def least_gain(self) -> float: ...  # noqa: D102
     @property
     def seed(self) -> int: ...  # noqa: D102
 
@@ -75,6 +78,7 @@ def search(
     mean, std = mean.double(), torch.full_like(mean, config.sigma, dtype=torch.float64)
     carried = [candidate.double() for candidate in also]
     best, since, iteration = mean, 0, 0
+    noticed: Score = ()
     for iteration in range(1, config.iterations + 1):
         drawn = max(1, config.population - 1 - len(carried))
         noise = torch.randn(drawn, len(mean), generator=generator, dtype=torch.float64)
@@ -86,13 +90,22 @@ def search(
         keep = 1 - config.smoothing
         mean = keep * mean + config.smoothing * elite.mean(dim=0)
         std = (keep * std + config.smoothing * elite.std(dim=0, unbiased=False)).clamp_min(config.least_sigma)
-        improved = iteration == 1 or known.score_of(carried[0]) > known.score_of(best)
-        best, since = (carried[0], 0) if improved else (best, since + 1)
+        best = carried[0] if iteration == 1 else max(best, carried[0], key=known.score_of)
+        score_now = known.score_of(best)
+        since += 1
+        if iteration == 1 or _noticeably_better(score_now, noticed, config.least_gain):
+            noticed, since = score_now, 0
         if on_iteration is not None:
-            on_iteration(iteration, known.score_of(best))
+            on_iteration(iteration, score_now)
         if since >= config.patience:
             break
     return Found(best, known.score_of(best), mean, std, iteration, len(known.scores))
+
+
+def _noticeably_better(new: Score, old: Score, least: float) -> bool:
+    """Tell whether the first number that differs by `least` or more is the higher one in `new`."""
+    differences = (a - b for a, b in zip(new, old, strict=True))
+    return next((d > 0 for d in differences if d and not abs(d) < least), False)
 
 
 class _Known:

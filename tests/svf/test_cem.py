@@ -55,6 +55,28 @@ def test_no_candidate_is_scored_twice_and_a_generation_is_one_call() -> None:
     assert all(len(call) <= CONFIG.population for call in calls)
 
 
+def test_what_nobody_would_notice_does_not_prolong_the_search() -> None:
+    def faint(candidates: torch.Tensor) -> list[Score]:
+        return [(0.5, 1e-4 * fine) for (fine,) in near(candidates)]
+
+    config = replace(CONFIG, patience=3)
+    short = search(faint, torch.zeros(3), config)
+    assert short.iterations == 1 + config.patience
+    assert search(faint, torch.zeros(3), replace(config, least_gain=0.0)).iterations > short.iterations
+    assert short.score == max(
+        short.score, (0.5, 1e-4 * near(torch.zeros(1, 3))[0][0])
+    )  # the best is found all the same
+
+
+def test_many_small_steps_add_up() -> None:
+    steps = iter(range(1000))
+
+    def rising(candidates: torch.Tensor) -> list[Score]:
+        return [(0.001 * next(steps),)] * len(candidates)
+
+    assert search(rising, torch.zeros(3), replace(CONFIG, iterations=30, patience=6)).iterations == 30
+
+
 def test_the_result_is_no_worse_than_any_start() -> None:
     config = replace(CONFIG, iterations=1)
     found = search(near, torch.zeros(3), config, also=[torch.ones(3), TARGET])
