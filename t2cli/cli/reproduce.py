@@ -151,7 +151,7 @@ def _asked(
     from t2cli.tasks.base import load_task, task_names
     from t2cli.tasks.data_files import parse_data
     from t2cli.training.checkpoint import RunSpec
-    from t2cli.training.recorded import check_sources, revisions_of
+    from t2cli.training.recorded import base_of, check_sources, revisions_of
 
     entry = found.entry
     if not task and found.task not in task_names():
@@ -172,7 +172,7 @@ def _asked(
     # by digest, so that neither t2 train --resume nor another version's reproduction takes its run for its own
     check_name(new := name or f"{entry.manifest.name[:40]}-reproduced-{entry.digest[:12]}")
     place = str(expanded(task).resolve()) if task and task not in task_names() else found.task
-    used = base or _base_of(entry)
+    used = base or base_of(entry)
     identity = identify(locate(used, quiet=quiet), quiet=quiet)
     if identity.weights != entry.manifest.base.fingerprint.weights:
         raise IncompatibleBaseError(
@@ -181,21 +181,6 @@ def _asked(
         )
     spec = RunSpec(place, new, used, identity.weights, found.settings.config, files)
     return known_task, spec, identity.folder_name
-
-
-def _base_of(entry: ExpertEntry) -> str:
-    """Return the recorded base as --base would name it; UsageError where the manifest cannot say where it is."""
-    from t2cli.models.catalog import CATALOG
-
-    base = entry.manifest.base
-    if base.name in CATALOG and CATALOG[base.name].source == base.source:
-        return base.name
-    if base.source.startswith("hub:"):
-        return base.source.removeprefix("hub:") + (f"@{base.revision}" if base.revision else "")
-    raise UsageError(
-        f"{entry.reference} was trained on {base.folder}, and its manifest does not say where that is",
-        hint="name the base's folder: --base FOLDER",
-    )
 
 
 def _begun(home: str, spec: RunSpec, found: _Recorded) -> RunFolder:

@@ -13,6 +13,7 @@ from typing import NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from t2cli.config import PRESETS, TrainConfig
 from t2cli.errors import CorruptArtifactError, T2Error, UsageError
+from t2cli.models.catalog import CATALOG
 from t2cli.registry.compare import compare, shifts
 from t2cli.registry.entry import ExpertEntry
 from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, TrainingRecord
@@ -124,6 +125,19 @@ def check_sources(training: TrainingRecord, task: Task, where: str) -> None:
             f"{where} was trained on other files than the task has now: {', '.join(map(str, files)) or 'none'}",
             hint="name those with --data, or a task file that reads them with --task",
         )
+
+
+def base_of(entry: ExpertEntry) -> str:
+    """Return the recorded base as --base would name it; UsageError where the manifest cannot say where it is."""
+    base = entry.manifest.base
+    if base.name in CATALOG and CATALOG[base.name].source == base.source:
+        return base.name
+    if base.source.startswith("hub:"):
+        return base.source.removeprefix("hub:") + (f"@{base.revision}" if base.revision else "")
+    raise UsageError(
+        f"{entry.reference} was trained on {base.folder}, and its manifest does not say where that is",
+        hint="name the base's folder: --base FOLDER",
+    )
 
 
 def may_be(value: object, declared: object) -> bool:

@@ -78,10 +78,10 @@ def test_it_is_reproduced_from_the_same_files_and_no_others(
     assert run("train", *options, "--data", data, *FAST).exit_code == 0
     same = tmp_path / "same.yaml"
     same.write_text(TASK.replace("file: gone.jsonl", "train: questions/train.jsonl, test: questions/test.jsonl"))
-    for asked in (["--task", same], ["--task", options[1], "--data", data]):
+    for asked, identical in ((["--task", same], False), (["--task", options[1], "--data", data], True)):
         result = run("reproduce", "ones", *asked, "--json", *options[2:])
         assert result.exit_code == 0, result.stderr
-        assert json.loads(result.stdout)["z"]["identical"]
+        assert json.loads(result.stdout)["z"]["identical"] == identical  # the file's name has a say in the order
     with (data / "train.jsonl").open("a") as file:
         file.write('{"ask": "What is 2 / 2?", "answer": 1}\n')
     for asked in (["--task", same], ["--task", options[1], "--data", data]):
