@@ -73,6 +73,7 @@ def of_matrices(
     from t2cli.svf.basis import Basis, basis_of, fold
 
     bases: dict[str, Basis] = {}
+    config = DecomposeConfig(device=next(iter(matrices.values())).device.type)
     targets = [Target(key, "", tuple(W.shape)) for key, W in matrices.items()]
 
     def make(target: Target) -> bool:
@@ -80,7 +81,7 @@ def of_matrices(
         return True
 
     def decompose() -> None:
-        for _ in compute_each(targets, make, workers_for(DecomposeConfig())):
+        for _ in compute_each(targets, make, workers_for(config)):
             pass
 
     def svd() -> None:

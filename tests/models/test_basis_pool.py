@@ -9,7 +9,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from t2cli.models.basis_pool import compute_each
+from t2cli.config import DecomposeConfig
+from t2cli.models.basis_pool import compute_each, workers_for
 from t2cli.models.targets import Target
 
 
@@ -53,3 +54,9 @@ def test_threads_are_what_they_were_before() -> None:
     assert len(list(compute_each([Target(str(place), "", (8, 8)) for place in range(4)], make, 2))) == 4
     assert set(inside) == {1}
     assert (torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]) == (threads, libraries)
+
+
+def test_other_devices_compute_one_after_the_other() -> None:
+    assert workers_for(DecomposeConfig(workers=3)) == 3
+    assert workers_for(DecomposeConfig()) == torch.get_num_threads()
+    assert workers_for(DecomposeConfig(device="cuda", workers=3)) == workers_for(DecomposeConfig(device="cuda")) == 1
