@@ -190,6 +190,7 @@ def _groups(adapted: AdaptedModel, rows: Sequence[_Row]) -> list[Group]:
         else:
             left += places
     if left:
+        left.sort()
         groups.append((left, partial(adapted.per_row, [rows[place].z for place in left])))
     return groups
 

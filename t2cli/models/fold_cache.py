@@ -9,7 +9,7 @@ import torch
 from t2cli.svf.zvector import ZVectors
 
 FOLD_CACHE_BYTES = 2 << 30
-REMEMBERED = 64  # experts that are not folded, of which is known how much has been done without
+REMEMBERED = 16  # experts that are not folded, of which is known how much has been done without
 
 
 class FoldCache:

@@ -92,9 +92,10 @@ def read_in_groups(adapted: TextModel, prompts: Sequence[Sequence[int]], groups:
     for rows, use in groups:
         with use():
             parts.append(read(adapted, [prompts[row] for row in rows]))
-    if len(parts) == 1:
+    places = [row for rows, _ in groups for row in rows]
+    if len(parts) == 1 and places == sorted(places):
         return parts[0]
-    order = torch.tensor([row for rows, _ in groups for row in rows]).argsort()  # on the CPU: layers may be on several
+    order = torch.tensor(places).argsort()  # on the CPU, for layers may be on several devices
     longest = max(part.mask.shape[1] for part in parts)
     short = [longest - part.mask.shape[1] for part in parts]
     cache = growing_cache(adapted.model.config)

@@ -56,10 +56,11 @@ def test_a_sliding_window_would_count_padding(variant: str, adapt: Adapt) -> Non
     assert not may_read_in_groups(adapt(variant))
 
 
-def test_one_group_of_all_is_read_as_it_is(adapt: Adapt) -> None:
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [3, 0, 5, 1, 2, 4]])
+def test_one_group_of_all_in_any_order(rows: list[int], adapt: Adapt) -> None:
     adapted = adapt("llama")
     with torch.inference_mode():
-        start = read_in_groups(adapted, PROMPTS, [(range(len(PROMPTS)), adapted.reference)])
+        start = read_in_groups(adapted, PROMPTS, [(rows, adapted.reference)])
         found = continued(adapted, *start, SamplingConfig(5), [5] * len(PROMPTS))
     assert found == generate(adapted, PROMPTS, SamplingConfig(5))
 
