@@ -10,6 +10,7 @@ are there, float32 is used.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -103,6 +104,11 @@ def decompose(
         _clear_leftovers(cache)
         computed = _make_all(files, cache, missing, config, quiet)
         _clear_leftovers(cache)
+    else:
+        with contextlib.suppress(
+            T2Error
+        ):  # a process killed at the very end left a lock; where nobody may write it stays
+            _clear_leftovers(cache)
     parameters = sum(target.rank for target in targets)
     seconds = time.monotonic() - started
     return Decomposition(cache.folder, cache.dtype, len(targets), parameters, computed, seconds)

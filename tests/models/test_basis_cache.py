@@ -284,6 +284,14 @@ def test_an_error_in_a_worker_is_the_error(copied: Callable[..., Path]) -> None:
     assert not list(basis_folder(identity).glob(".*"))
 
 
+def test_what_a_kill_at_the_very_end_left_is_cleared(copied: Callable[..., Path]) -> None:
+    files, identity, targets = located(copied())
+    folder = decompose(files, identity, DecomposeConfig(), quiet=True).folder
+    (folder / f".{targets[-1].weight}.lock").touch()
+    assert decompose(files, identity, DecomposeConfig(), quiet=True).computed == 0
+    assert not list(folder.glob(".*"))
+
+
 @pytest.mark.gpu
 def test_an_accelerator_computes_the_same(base_folder: Callable[[str], Path]) -> None:
     device = "cuda" if torch.cuda.is_available() else "mps"
