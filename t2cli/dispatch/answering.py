@@ -156,7 +156,7 @@ def _completed(
             left += places
             continue
         z = two_pass.z_of(dict(weights))
-        with adapted.reference() if z is None else adapted.use_z(z):
+        with adapted.answering_as(z):
             asked = [prompts[place] for place in places]
             completions = greedy_in_batches(adapted, asked, limit, on_done=on_done, stop=stop)
         found.update(zip(places, completions, strict=True))

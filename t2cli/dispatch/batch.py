@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -156,7 +155,7 @@ def _generated(two_pass: TwoPass, rows: Sequence[_Row], sampling: SamplingConfig
             with adapted.per_row([row.z for row in rows]):
                 completions = continued(adapted, *start, sampling, limits, draws, on_token)
     else:
-        with _as(adapted, one):
+        with adapted.answering_as(one):
             completions = generate(adapted, prompts, sampling, draws=draws, on_token=on_token, limits=limits)
     ended = time.monotonic()
     return {
@@ -186,18 +185,13 @@ def _groups(adapted: AdaptedModel, rows: Sequence[_Row]) -> list[Group]:
         z = rows[places[0]].z
         tokens = sum(len(rows[place].ids) for place in places)
         if may_read_in_groups(adapted) and (z is None or adapted.folding_pays(z, tokens)):
-            groups.append((places, partial(_as, adapted, z)))
+            groups.append((places, partial(adapted.answering_as, z)))
         else:
             left += places
     if left:
         left.sort()
         groups.append((left, partial(adapted.per_row, [rows[place].z for place in left])))
     return groups
-
-
-def _as(adapted: AdaptedModel, z: ZVectors | None) -> AbstractContextManager[None]:
-    """Answer as the base, or folded as an expert."""
-    return adapted.reference() if z is None else adapted.use_z(z)
 
 
 def _draws(rows: int, sampling: SamplingConfig) -> torch.Tensor | None:

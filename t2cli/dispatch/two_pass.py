@@ -144,7 +144,7 @@ class TwoPass:
         z = self.z_of(decision.weights)
         if z is not None:
             self.adapted.prepare(quiet=self.quiet)
-        with self.adapted.reference() if z is None else self.adapted.use_z(z):
+        with self.adapted.answering_as(z):
             completion = generate(self.adapted, [ids], limits, generator=generator, on_token=on_token)[0]
         text = stream.finish()
         ended = time.monotonic()

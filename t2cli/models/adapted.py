@@ -234,6 +234,10 @@ class AdaptedModel:
             self._clear()
             yield
 
+    def answering_as(self, z: ZVectors | None) -> contextlib.AbstractContextManager[None]:
+        """Answer folded as the expert `z`, None being the base."""
+        return self.reference() if z is None else self.use_z(z)
+
     @property
     def rows(self) -> int | None:
         """Return how many rows the batch of a `per_row` block has; None where all rows are one expert."""

@@ -105,9 +105,8 @@ def decompose(
         computed = _make_all(files, cache, missing, config, quiet)
         _clear_leftovers(cache)
     else:
-        with contextlib.suppress(
-            T2Error
-        ):  # a process killed at the very end left a lock; where nobody may write it stays
+        # a process that was killed at the very end left a lock; where nobody may write it stays
+        with contextlib.suppress(T2Error):
             _clear_leftovers(cache)
     parameters = sum(target.rank for target in targets)
     seconds = time.monotonic() - started
