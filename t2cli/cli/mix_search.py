@@ -57,8 +57,8 @@ def searched(
     name, mix = result.chosen(force=force)
     if name == BASE:
         raise T2Error(
-            f"no mix was better than the base on the {result.examples[1]} examples held out: nothing was published "
-            f"({verdict(result)})",
+            f"nothing was better than the base: nothing was published ({verdict(result)}; without a search the base was "
+            f"the best on all {sum(result.examples)})",
             hint="use more examples or other experts, or add --force to publish the mix that was found",
         )
     if not result.beats_baselines:
@@ -107,7 +107,7 @@ def few_shot_strategy(out: Output, two_pass: TwoPass, examples: list[FewShot], s
 
 def verdict(result: FewShotResult) -> str:
     """Say in words whether the mix beats what it has to beat."""
-    best, mine = result.best_baseline, result.mix.held_out
+    best, mine = result.rival, result.mix.held_out
     theirs = result.baselines[best].held_out
     against = f"{_in_words(mine)} against {_in_words(theirs)}"
     if not result.beats_baselines:
@@ -119,7 +119,7 @@ def verdict(result: FewShotResult) -> str:
 def _named(baseline: str) -> str:
     from t2cli.dispatch.few_shot import BASE, UNIFORM
 
-    return baseline if baseline in (BASE, UNIFORM) else f"best single expert, {baseline},"
+    return baseline if baseline in (BASE, UNIFORM) else f"single expert {baseline}"
 
 
 def _in_words(judged: Judged) -> str:
@@ -137,7 +137,7 @@ def _to_publish(
     z = result.mixer.vectors(mix.alphas) if config.per_layer and not name else mixed(chosen)
     note = f"searched with {result.examples[0]} examples; {verdict(result)}"
     if name:
-        note += f"; this is the {_named(name).rstrip(',')}"
+        note += f"; this is the {_named(name)}, the best of what needs no search on all {sum(result.examples)} examples"
     return Searched(
         chosen, z, note, _training(adapted, config, result, name), _evaluation(config, result, mix),
         as_json(result, name), explained(result),
@@ -192,7 +192,10 @@ def _evaluation(config: CEMConfig, result: FewShotResult, mix: Mix) -> Evaluatio
 
 
 def as_json(result: FewShotResult, name: str) -> dict[str, object]:
-    """Return the field `search` of t2 mix --json; every score is on held-out examples but `search_score`."""
+    """Return the field `search` of t2 mix --json.
+
+    Scores are of the held-out examples, but for `search_score` and `overall_accuracy` (of all).
+    """
     weights = result.weights(result.mix)
     return {
         "iterations": result.found.iterations,
@@ -202,7 +205,10 @@ def as_json(result: FewShotResult, name: str) -> dict[str, object]:
         "search_score": result.found.score[0],
         "searched_with": result.examples[0],
         "held_out": result.examples[1],
-        "baselines": {key: _scores(baseline.held_out) for key, baseline in result.baselines.items()},
+        "baselines": {
+            key: {**_scores(baseline.held_out), "overall_accuracy": baseline.overall.accuracy}
+            for key, baseline in result.baselines.items()
+        },
         "beats_baselines": result.beats_baselines,
         "published": name or "mix",
         "experts": [
@@ -239,5 +245,8 @@ def explained(result: FewShotResult) -> list[str]:
         change = f"{100 * (cost.accuracy - mix.accuracy):+.0f} points, log-likelihood {cost.logp - mix.logp:+.2f}"
         alpha, spread = weights.get(reference, 0.0), result.spread[reference]
         lines.append(f"{reference:{width}}  {alpha:5.2f}  {spread:6.2f}  {change}")
-    lines += [f"{name:{width}}  {_in_words(baseline.held_out)}" for name, baseline in result.baselines.items()]
+    lines += [
+        f"{name:{width}}  {_in_words(baseline.held_out)}; of all {sum(result.examples)} {baseline.overall.accuracy:.0%}"
+        for name, baseline in result.baselines.items()
+    ]
     return [*lines, verdict(result)]

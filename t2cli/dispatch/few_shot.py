@@ -7,7 +7,8 @@ Deviations from the paper and its released code:
    the test set and reports the best score of the search itself.
 2. The base model is a member of the mix: z' = 1 + sum_k alpha_k (z_k - 1), and the alphas are free.
 3. The mix has to beat the base, each expert alone and the uniform mix on the examples held out. Where it does not, the
-   best of these is used instead, unless the caller insists.
+   best of these is used instead, unless the caller insists. These were not searched, so that all examples say which
+   of them is the best.
 4. A population answers in one batch (population.py); ties are broken by the mean log-likelihood of the right answers.
 """
 
@@ -42,31 +43,43 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Baseline(Mix):
+    """A mix that nobody searched, and how it answered all the examples."""
+
+    overall: Judged
+
+
+@dataclass(frozen=True)
 class FewShotResult:
     """What a search found: the mix, what it has to beat, and how it does without each expert, on held-out examples.
 
-    `references` are the experts in the order of the alphas; `baselines` are BASE, UNIFORM and the best single expert by
-    the examples of the search, under its reference; `without` is by reference.
+    `references` are the experts in the order of the alphas; `baselines` are BASE, UNIFORM and each expert alone, under
+    its reference; `without` is by reference.
     """
 
     references: tuple[str, ...]
     mixer: Mixer
     found: Found
     mix: Mix
-    baselines: Mapping[str, Mix]
+    baselines: Mapping[str, Baseline]
     without: Mapping[str, Judged]
     examples: tuple[int, int]  # searched with, held out
     seconds: float
 
     @property
     def best_baseline(self) -> str:
+        """Return the name of the baseline that answered all examples best; of equal ones the first."""
+        return max(self.baselines, key=lambda name: self.baselines[name].overall.score)
+
+    @property
+    def rival(self) -> str:
         """Return the name of the baseline that answered the held-out examples best; of equal ones the first."""
         return max(self.baselines, key=lambda name: self.baselines[name].held_out.score)
 
     @property
     def beats_baselines(self) -> bool:
         """Tell whether the mix answered the held-out examples better than every baseline."""
-        return self.mix.held_out.score > self.baselines[self.best_baseline].held_out.score
+        return self.mix.held_out.score > self.baselines[self.rival].held_out.score
 
     @property
     def never_right(self) -> bool:
@@ -120,35 +133,42 @@ def search_mix(
     final = Exam(adapted, held_out, config.max_new_tokens, stop=stop)
     adapted.prepare()
     starts = _starts(mixer, list(experts))
-    seen: dict[tuple[float, ...], Score] = {}
+    seen: dict[tuple[float, ...], Judged] = {}
 
     def score(candidates: torch.Tensor) -> list[Score]:
-        scores: list[Score] = [judged.score for judged in exam.judge(mixer.z(candidates))]
-        seen.update(zip(map(tuple, candidates.tolist()), scores, strict=True))
-        return scores
+        judged = exam.judge(mixer.z(candidates))
+        seen.update(zip(map(tuple, candidates.tolist()), judged, strict=True))
+        return [each.score for each in judged]
 
-    found = search(score, starts[UNIFORM], config, also=list(starts.values()), on_iteration=on_iteration)
-    single = max(experts, key=lambda reference: seen[tuple(starts[reference].tolist())])
-    named = {name: starts[name] for name in (BASE, UNIFORM, single) if len(experts) > 1 or name != UNIFORM}
+    found = search(score, starts.get(UNIFORM, list(starts.values())[-1]), config, also=list(starts.values()), on_iteration=on_iteration)
     without = {reference: _left_out(mixer, found.best, k) for k, reference in enumerate(experts)}
-    vectors = torch.stack([found.best, *named.values(), *without.values()])
-    mix, *judged = final.judge(mixer.z(vectors))
+    mix, *judged = final.judge(mixer.z(torch.stack([found.best, *starts.values(), *without.values()])))
+    tokens = exam.answer_tokens, final.answer_tokens
+    baselines = {
+        name: Baseline(vector, later, _joint((seen[tuple(vector.tolist())], later), tokens))
+        for (name, vector), later in zip(starts.items(), judged, strict=False)
+    }
     return FewShotResult(
         references=tuple(experts),
         mixer=mixer,
         found=found,
         mix=Mix(found.best, mix),
-        baselines={n: Mix(named[n], each) for n, each in zip(named, judged, strict=False)},
-        without=dict(zip(without, judged[len(named) :], strict=True)),
+        baselines=baselines,
+        without=dict(zip(without, judged[len(starts) :], strict=True)),
         examples=(len(searched), len(held_out)),
         seconds=time.monotonic() - started,
     )
 
 
 def _starts(mixer: Mixer, references: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return the mixes (D,) that a search begins with and has to beat: base, uniform, each expert alone."""
+    """Return the mixes (D,) that a search begins with and has to beat: base, uniform, each expert alone.
+
+    One expert alone is its uniform mix, and has its own name.
+    """
     zero = torch.zeros(mixer.experts, mixer.matrices, dtype=torch.float64)
-    starts = {BASE: zero.flatten(), UNIFORM: (zero + 1 / mixer.experts).flatten()}
+    starts = {BASE: zero.flatten()}
+    if mixer.experts > 1:
+        starts[UNIFORM] = (zero + 1 / mixer.experts).flatten()
     for k, reference in enumerate(references):
         alone = zero.clone()
         alone[k] = 1
@@ -161,3 +181,9 @@ def _left_out(mixer: Mixer, alphas: torch.Tensor, k: int) -> torch.Tensor:
     parts = alphas.clone().view(mixer.experts, mixer.matrices)
     parts[k] = 0
     return parts.flatten()
+
+
+def _joint(parts: tuple[Judged, Judged], tokens: tuple[int, int]) -> Judged:
+    """Return how both parts of the examples were answered, whose right answers have so many tokens."""
+    logp = sum(part.logp * count for part, count in zip(parts, tokens, strict=True)) / sum(tokens)
+    return Judged(parts[0].right + parts[1].right, logp)

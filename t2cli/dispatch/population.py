@@ -152,8 +152,13 @@ class Exam:
             completions = [completion for completed, _ in parts for completion in completed]  # mix by mix
             for flags, row in zip(right, chunks(completions, len(places)), strict=True):
                 flags += [self._is_right(i, done) for i, done in zip(places, row, strict=True)]
-        tokens = sum(map(len, self.answers))
+        tokens = self.answer_tokens
         return [Judged(tuple(flags), float(total) / tokens) for flags, total in zip(right, logp, strict=True)]
+
+    @property
+    def answer_tokens(self) -> int:
+        """Return how many tokens the right answers have."""
+        return sum(map(len, self.answers))
 
     @property
     def limit(self) -> int:

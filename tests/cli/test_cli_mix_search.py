@@ -128,7 +128,7 @@ def test_a_mix_no_better_than_the_base_is_not_published(
 ) -> None:
     base = ZVectors({name: torch.ones(rank) for name, rank in adapted.ranks.items()})
     file = file_of(tmp_path / "base.jsonl", adapted, base)
-    refused(search("math", "--examples", file), 1, "no mix was better than the base", "--force")
+    refused(search("math", "--examples", file), 1, "nothing was better than the base", "--force")
     assert not list((tmp_path / "experts").rglob("mine"))
     forced = search("math", "--examples", file, "--force")
     assert (forced.exit_code, "it is published all the same" in forced.stderr) == (0, True)

@@ -11,7 +11,7 @@ import torch
 
 from t2cli.config import CEMConfig, SamplingConfig
 from t2cli.dispatch.examples import FewShot, halves
-from t2cli.dispatch.few_shot import BASE, UNIFORM, FewShotResult, Mix, search_mix
+from t2cli.dispatch.few_shot import BASE, UNIFORM, Baseline, FewShotResult, Mix, search_mix
 from t2cli.dispatch.population import Exam, Judged, Mixer
 from t2cli.dispatch.two_pass import TwoPass
 from t2cli.errors import NotFoundError, T2Error
@@ -51,7 +51,7 @@ def test_it_finds_the_expert_that_answers_the_examples(adapted: AdaptedModel, ex
     told: list[int] = []
     result = search_mix(adapted, experts, examples, CONFIG, on_iteration=lambda done, _score: told.append(done))
     assert result.found.score[0] == 1.0
-    assert set(result.baselines) == {BASE, UNIFORM, "e2@1"}
+    assert set(result.baselines) == {BASE, UNIFORM, "e1@1", "e2@1"}
     assert result.baselines["e2@1"].held_out.accuracy > result.baselines[BASE].held_out.accuracy
     assert result.best_baseline == "e2@1"
     assert told == list(range(1, result.found.iterations + 1))
@@ -95,7 +95,7 @@ def result_of(adapted: AdaptedModel, mix: Judged, base: Judged, single: Judged, 
     mixer = Mixer(adapted, [identity(adapted.ranks)] * 2)
     alphas = torch.tensor([0.3, 0.9])
     search = Found(alphas, (found, -1.0), alphas, alphas, iterations=2, evaluations=9)
-    baselines = {BASE: Mix(alphas * 0, base), "b@1": Mix(torch.tensor([0.0, 1.0]), single)}
+    baselines = {BASE: Baseline(alphas * 0, base, base), "b@1": Baseline(torch.tensor([0.0, 1.0]), single, single)}
     return FewShotResult(("a@1", "b@1"), mixer, search, Mix(alphas, mix), baselines, {}, (2, 2), 1.0)
 
 
@@ -119,6 +119,29 @@ def test_what_is_used(adapted: AdaptedModel, scores: Sequence[Judged], name: str
     assert result.chosen(force=True) == ("", result.mix)
     assert result.weights(result.mix) == pytest.approx({"a@1": 0.3, "b@1": 0.9})
     assert result.weights(result.baselines["b@1"]) == {"b@1": 1.0}
+
+
+def test_what_needs_no_search_is_chosen_on_all_examples(adapted: AdaptedModel) -> None:
+    result = result_of(adapted, HALF, WHOLE, HALF)
+    base, single = result.baselines[BASE], result.baselines["b@1"]
+    overall = {
+        BASE: replace(base, overall=Judged((True, True, False, False), -1.0)),
+        "b@1": replace(single, overall=Judged((True, False, True, True), -1.0)),
+    }
+    chosen = replace(result, baselines=overall)
+    assert (chosen.rival, chosen.best_baseline, chosen.chosen()[0]) == (BASE, "b@1", "b@1")
+    assert not chosen.beats_baselines
+
+
+def test_baselines_have_the_scores_of_all_examples(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:
+    examples = answered_by(adapted, experts["e2@1"])
+    result = search_mix(adapted, experts, examples, replace(CONFIG, iterations=1))
+    searched, held_out = halves(examples, CONFIG.seed)
+    exam = Exam(adapted, [*searched, *held_out], CONFIG.max_new_tokens)
+    judged = exam.judge(result.mixer.z(torch.stack([each.alphas for each in result.baselines.values()])))
+    for baseline, each in zip(result.baselines.values(), judged, strict=True):
+        assert baseline.overall.right == each.right
+        assert baseline.overall.logp == pytest.approx(each.logp, rel=1e-4)
 
 
 def test_nothing_right_anywhere_is_an_error(adapted: AdaptedModel) -> None:
