@@ -57,8 +57,8 @@ def searched(
     name, mix = result.chosen(force=force)
     if name == BASE:
         raise T2Error(
-            f"nothing was better than the base: nothing was published ({verdict(result)}; without a search the base was "
-            f"the best on all {sum(result.examples)})",
+            f"nothing was better than the base: nothing was published ({verdict(result)}; of what needs no search the "
+            f"base was the best on all {sum(result.examples)})",
             hint="use more examples or other experts, or add --force to publish the mix that was found",
         )
     if not result.beats_baselines:

@@ -140,7 +140,8 @@ def search_mix(
         seen.update(zip(map(tuple, candidates.tolist()), judged, strict=True))
         return [each.score for each in judged]
 
-    found = search(score, starts.get(UNIFORM, list(starts.values())[-1]), config, also=list(starts.values()), on_iteration=on_iteration)
+    *_, last = starts.values()  # one expert alone is what it is mixed of
+    found = search(score, starts.get(UNIFORM, last), config, also=list(starts.values()), on_iteration=on_iteration)
     without = {reference: _left_out(mixer, found.best, k) for k, reference in enumerate(experts)}
     mix, *judged = final.judge(mixer.z(torch.stack([found.best, *starts.values(), *without.values()])))
     tokens = exam.answer_tokens, final.answer_tokens
