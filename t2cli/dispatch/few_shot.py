@@ -133,20 +133,15 @@ def search_mix(
     final = Exam(adapted, held_out, config.max_new_tokens, stop=stop)
     adapted.prepare()
     starts = _starts(mixer, list(experts))
-    seen: dict[tuple[float, ...], Judged] = {}
-
-    def score(candidates: torch.Tensor) -> list[Score]:
-        judged = exam.judge(mixer.z(candidates))
-        seen.update(zip(map(tuple, candidates.tolist()), judged, strict=True))
-        return [each.score for each in judged]
-
+    score = _Scores(exam, mixer)
+    score(torch.stack(list(starts.values())))  # at first: their right answers say how long those of the others may get
     *_, last = starts.values()  # one expert alone is what it is mixed of
     found = search(score, starts.get(UNIFORM, last), config, also=list(starts.values()), on_iteration=on_iteration)
     without = {reference: _left_out(mixer, found.best, k) for k, reference in enumerate(experts)}
     mix, *judged = final.judge(mixer.z(torch.stack([found.best, *starts.values(), *without.values()])))
     tokens = exam.answer_tokens, final.answer_tokens
     baselines = {
-        name: Baseline(vector, later, _joint((seen[tuple(vector.tolist())], later), tokens))
+        name: Baseline(vector, later, _joint((score.judged(vector), later), tokens))
         for (name, vector), later in zip(starts.items(), judged, strict=False)
     }
     return FewShotResult(
@@ -159,6 +154,28 @@ def search_mix(
         examples=(len(searched), len(held_out)),
         seconds=time.monotonic() - started,
     )
+
+
+class _Scores:
+    """How mixes (D,) answer the examples of the search; none is asked twice."""
+
+    def __init__(self, exam: Exam, mixer: Mixer) -> None:
+        self._exam = exam
+        self._mixer = mixer
+        self._judged: dict[tuple[float, ...], Judged] = {}
+
+    def __call__(self, candidates: torch.Tensor) -> list[Score]:
+        """Return the scores of mixes (C, D)."""
+        keys = [tuple(candidate) for candidate in candidates.tolist()]
+        new = [place for place, key in enumerate(keys) if key not in self._judged]
+        if new:
+            judged = self._exam.judge(self._mixer.z(candidates[new]))
+            self._judged.update(zip([keys[place] for place in new], judged, strict=True))
+        return [self._judged[key].score for key in keys]
+
+    def judged(self, candidate: torch.Tensor) -> Judged:
+        """Return how a mix (D,) that has a score answered."""
+        return self._judged[tuple(candidate.tolist())]
 
 
 def _starts(mixer: Mixer, references: Sequence[str]) -> dict[str, torch.Tensor]:

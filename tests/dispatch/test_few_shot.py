@@ -138,10 +138,34 @@ def test_baselines_have_the_scores_of_all_examples(adapted: AdaptedModel, expert
     result = search_mix(adapted, experts, examples, replace(CONFIG, iterations=1))
     searched, held_out = halves(examples, CONFIG.seed)
     exam = Exam(adapted, [*searched, *held_out], CONFIG.max_new_tokens)
-    judged = exam.judge(result.mixer.z(torch.stack([each.alphas for each in result.baselines.values()])))
+    judged = exam.judge(result.mixer.z(_stacked(result)))
     for baseline, each in zip(result.baselines.values(), judged, strict=True):
         assert baseline.overall.right == each.right
         assert baseline.overall.logp == pytest.approx(each.logp, rel=1e-4)
+
+
+def test_the_baselines_answer_first_and_no_mix_twice(
+    adapted: AdaptedModel, experts: dict[str, ZVectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, tuple[tuple[float, ...], ...]]] = []
+    judge = Exam.judge
+
+    def noted(exam: Exam, z: torch.Tensor) -> list[Judged]:
+        asked.append((exam.limit, tuple(map(tuple, z[:, :50].tolist()))))
+        return judge(exam, z)
+
+    monkeypatch.setattr(Exam, "judge", noted)
+    examples = answered_by(adapted, experts["e2@1"])
+    result = search_mix(adapted, experts, examples, replace(CONFIG, max_new_tokens=40))
+    *generations, _ = asked  # the last are the examples held out
+    assert generations[0] == (40, tuple(map(tuple, result.mixer.z(_stacked(result))[:, :50].tolist())))
+    assert all(limit < 40 for limit, _ in generations[1:])
+    mixes = [mix for _, rows in generations for mix in rows]
+    assert len(mixes) == len(set(mixes)) == result.found.evaluations
+
+
+def _stacked(result: FewShotResult) -> torch.Tensor:
+    return torch.stack([baseline.alphas for baseline in result.baselines.values()])
 
 
 def test_nothing_right_anywhere_is_an_error(adapted: AdaptedModel) -> None:
