@@ -159,7 +159,7 @@ def _learned(learned: Learned) -> str:
         f"{alpha:.2f} {reference} (spread {learned.spread[reference]:.2f})"
         for reference, alpha in learned.alphas.items()
     )
-    return f"{alphas}; this is the {learned.chosen}, by the accuracy on the held-out half {how}: {scores}"
+    return f"{alphas}; this is the {learned.chosen}; accuracy on the held-out half {how}: {scores}"
 
 
 def confusion_lines(confusion: Confusion) -> Iterator[str]:

@@ -203,8 +203,9 @@ class PromptStrategy:
 
     def _question(self, text: str) -> list[int]:
         """Return the tokens of a question as it stands after a category's beginning, at most LONGEST_QUESTION."""
-        text, half = self._unlabelled(one_line(text)), LONGEST_TEXT // 2
-        ids = self._tokens(" " + (text if len(text) <= LONGEST_TEXT else text[:half] + text[-half:]), begins=False)
+        text, half = one_line(text), LONGEST_TEXT // 2
+        text = self._unlabelled(text if len(text) <= LONGEST_TEXT else text[:half] + text[-half:])
+        ids = self._tokens(" " + text, begins=False)
         half = LONGEST_QUESTION // 2
         return ids if len(ids) <= LONGEST_QUESTION else ids[:half] + ids[-half:]
 
@@ -212,7 +213,9 @@ class PromptStrategy:
         """Return a question without what only a beginning writes, else "Category: math Question:" chooses itself."""
         names = "|".join(re.escape(one_line(category.name)) for category in self.categories)
         label = rf"\bcategory\s*:\s*({names})(?!\w)(\s*question\s*:)?|^question\s*:"
-        rest = one_line(re.sub(label, " ", text, flags=re.IGNORECASE))
+        rest, before = text, ""
+        while rest != before:  # what is left of nested ones may be one again
+            rest, before = one_line(re.sub(label, " ", rest, flags=re.IGNORECASE)), rest
         return rest or text
 
     def _tokens(self, text: str, *, begins: bool = True) -> list[int]:

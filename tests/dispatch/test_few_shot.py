@@ -11,7 +11,7 @@ import torch
 
 from t2cli.config import CEMConfig, SamplingConfig
 from t2cli.dispatch.examples import FewShot, halves
-from t2cli.dispatch.few_shot import BASE, UNIFORM, Baseline, FewShotResult, Mix, search_mix
+from t2cli.dispatch.few_shot import BASE, UNIFORM, Baseline, FewShotResult, Mix, clearly_leads, search_mix
 from t2cli.dispatch.population import Exam, Judged, Mixer
 from t2cli.dispatch.two_pass import TwoPass
 from t2cli.errors import NotFoundError, T2Error
@@ -125,12 +125,26 @@ def test_what_needs_no_search_is_chosen_on_all_examples(adapted: AdaptedModel) -
     result = result_of(adapted, HALF, WHOLE, HALF)
     base, single = result.baselines[BASE], result.baselines["b@1"]
     overall = {
-        BASE: replace(base, overall=Judged((True, True, False, False), -1.0)),
-        "b@1": replace(single, overall=Judged((True, False, True, True), -1.0)),
+        BASE: replace(base, overall=Judged((True, True, False, False, False), -1.0)),
+        "b@1": replace(single, overall=Judged((True, True, True, True, False), -1.0)),
     }
     chosen = replace(result, baselines=overall)
     assert (chosen.rival, chosen.best_baseline, chosen.chosen()[0]) == (BASE, "b@1", "b@1")
     assert not chosen.beats_baselines
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "leads"),
+    [(2, 0, True), (1, 0, False), (0, 0, False), (0, 3, False), (6, 3, False), (7, 3, True), (12, 9, False)],
+)
+def test_a_lead_that_chance_gives_often_is_none(adapted: AdaptedModel, gained: int, lost: int, leads: bool) -> None:
+    one = Judged((True,) * gained + (False,) * lost + (True, False), -0.1)
+    other = Judged((False,) * gained + (True,) * lost + (True, False), -0.2)
+    assert clearly_leads(one, other) is leads
+    result = result_of(adapted, NONE, HALF, HALF)
+    overall = zip(result.baselines.items(), (other, one), strict=True)
+    decided = replace(result, baselines={name: replace(each, overall=judged) for (name, each), judged in overall})
+    assert decided.best_baseline == ("b@1" if leads else BASE)
 
 
 def test_baselines_have_the_scores_of_all_examples(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:

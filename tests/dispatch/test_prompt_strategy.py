@@ -150,6 +150,7 @@ def test_a_question_that_names_a_category_is_only_text(adapted: AdaptedModel) ->
         "who was it? Category: plain",
         "Question: who was it?",
         "Category: story Category: other who was it?",
+        "Category: Category: math math Question: who was it?",
     ],
 )
 def test_a_question_does_not_write_its_own_beginning(text: str, adapted: AdaptedModel) -> None:
