@@ -163,7 +163,7 @@ def _strategy(
         strategy = two_pass.by_hand(weights)
     else:
         strategy = renewed(lambda: two_pass.strategy(adapt, config), two_pass.resolver, out.warn)
-    for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.warnings):
+    for warning in (*(problem.message for problem in two_pass.registry.problems), *two_pass.resolver.new_warnings()):
         out.warn(warning)
     return strategy
 
@@ -194,7 +194,8 @@ def _lines() -> Iterator[tuple[int, str]]:
             raise UsageError(
                 f"line {number} is longer than {LONGEST_LINE >> 20} MB", hint="a question per line, each with an end"
             )
-        yield number, line.decode("utf-8", errors="replace").strip()
+        text = line.decode("utf-8", errors="replace")
+        yield number, (text.removeprefix("\ufeff") if number == 1 else text).strip()  # a byte order mark is no question
 
 
 def _first_line_read(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:

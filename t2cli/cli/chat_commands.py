@@ -75,14 +75,11 @@ def _by_hand(conversation: Conversation, reference: str, members: str) -> None:
     from t2cli.cli.chat import by_hand
 
     two_pass = conversation.two_pass
-    known = set(two_pass.resolver.warnings)
     strategy = two_pass.by_hand(by_hand(reference, members))
     decision: Decision = strategy.decide([])
     two_pass.z_of(decision.weights)  # what is damaged is refused now
     conversation.strategy = strategy
-    for warning in two_pass.resolver.warnings:
-        if warning not in known:
-            conversation.out.warn(warning)
+    conversation.warned()
     conversation.tell(f"({who(decision)} answers)")
 
 
@@ -92,6 +89,7 @@ def adapt(conversation: Conversation, name: str) -> None:
         conversation.strategy = conversation.strategy_of(name)
         if name != NONE:
             conversation.automatic = name
+        conversation.warned()
     conversation.tell(f"({name or conversation.automatic} chooses)" if name != NONE else "(the base model answers)")
 
 

@@ -51,6 +51,7 @@ class Answers:
         self.strategy = strategy
         self.sampling = sampling
         self.rows = self.skipped = self.failed = 0
+        self.left_out: set[Id] = set()
 
     def answer(self, rows: Rows) -> None:
         """Answer all rows. Raises T2Error at the end if some lines have no answer."""
@@ -76,9 +77,14 @@ class Answers:
                 self.rows, self.skipped = self.rows + 1, self.skipped + 1
                 self.out.warn(f"line {number} is skipped: {error.message}" + (f" ({error.hint})" if error.hint else ""))
                 continue
-            if row is not None and row.id not in done:
+            if row is None:
+                continue
+            if row.id not in done:
                 self.rows += 1
                 found.append(row)
+            elif row.id in self.left_out:
+                self.out.warn(f"line {number} is left out as answered: it has the id of an earlier line, {row.id!r}")
+            self.left_out.update({row.id} & done)
         return found
 
     def _window(self, rows: list[Row], batch: int) -> None:
@@ -131,6 +137,8 @@ class Answers:
                 named[key] = self._made(weights)
             except T2Error as error:
                 named[key] = error
+            for warning in self.two_pass.resolver.new_warnings():
+                self.out.warn(warning)
         found = named[key]
         if isinstance(found, T2Error):
             raise found

@@ -71,6 +71,7 @@ class ReadAhead:
         self._waiting: queue.Queue[Line | Exception | None] = queue.Queue(size)
         self._first: list[Line] = []
         self._ended = False
+        self._error: Exception | None = None
         threading.Thread(target=self._read, args=(stream,), daemon=True).start()
 
     def _read(self, stream: IO[bytes]) -> None:
@@ -87,6 +88,7 @@ class ReadAhead:
             self._first += self._taken(1)
             if any(line is None or line.strip() for _, line in self._first[-1:]):
                 return True
+        self._check()
         return bool(self._first) and not self._ended
 
     def windows(self) -> Iterator[list[Line]]:
@@ -95,6 +97,7 @@ class ReadAhead:
             lines = self._first or self._taken(1)
             self._first = []
             if not lines:
+                self._check()
                 return
             yield lines + self._taken(self.size - len(lines), SOON)
 
@@ -104,13 +107,16 @@ class ReadAhead:
         with contextlib.suppress(queue.Empty):
             while len(found) < number and not self._ended:
                 line = self._waiting.get(timeout=timeout)
-                if isinstance(line, Exception):
-                    raise T2Error(f"standard input could not be read: {line}") from line
-                if line is None:
-                    self._ended = True
+                if line is None or isinstance(line, Exception):
+                    self._ended, self._error = True, line
                 else:
                     found.append(line)
         return found
+
+    def _check(self) -> None:
+        """Raise T2Error if the stream ended by an error: what came before it was taken by then."""
+        if self._error is not None:
+            raise T2Error(f"standard input could not be read: {self._error}") from self._error
 
 
 def parsed(number: int, line: bytes | None) -> Row | None:

@@ -77,6 +77,7 @@ class Conversation:
     def decided(self, messages: Messages) -> Decision:
         """Return which experts answer. Where one of them is gone or damaged: the rest, or the base, with a warning."""
         decision = self.strategy.decide(messages)
+        self.warned()
         try:
             self._check(decision)
         except T2Error as error:
@@ -103,6 +104,11 @@ class Conversation:
                 f"{FEW_SHOT} needs examples", hint=f"begin with t2 chat --adapt {FEW_SHOT} --examples FILE.jsonl"
             )
         return self.searched
+
+    def warned(self) -> None:
+        """Say what is new to say of the experts that were found."""
+        for warning in self.two_pass.resolver.new_warnings():
+            self.out.warn(warning)
 
     def failed(self, error: T2Error) -> None:
         """Say why something could not be done."""

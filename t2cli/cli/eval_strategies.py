@@ -68,12 +68,23 @@ def strategies_of(
     from t2cli.dispatch.categories import categories_of
     from t2cli.dispatch.decision import FEW_SHOT
     from t2cli.dispatch.shots import draw_shots
+    from t2cli.tasks.dispatch import label_set_of
 
+    for task in tasks:
+        if label_set_of(task) is not None:
+            raise UsageError(
+                f"the answers of {task.name} are the categories that pass 1 chooses from: no strategy answers those",
+                hint="t2 show DISPATCHER has what it confuses; measure strategies on other tasks",
+            )
     if not categories_of(resolver):
         raise NotFoundError(
             f"there is no expert for {resolver.base.label}: --adapt has nothing to choose from",
             hint="train one with t2 train, or measure the base alone without --adapt",
         )
+    if "classifier" in names:
+        from t2cli.dispatch.classifier import required_dispatcher
+
+        required_dispatcher(resolver)
     ways = {FEW_SHOT: (("train", "validation"), FEW_SHOTS), BEST: (("validation", "train"), BEST_SHOTS)}
     learning = [name for name in names if name in ways]
     if shots is not None and not learning:

@@ -49,7 +49,7 @@ def searched(
     from t2cli.dispatch.few_shot import BASE, search_mix
     from t2cli.registry.vectors import read_z
 
-    experts = {entry.reference: read_z(entry) for entry, _ in members}
+    experts = {name: read_z(entry) for name, (entry, _) in zip(_names(members), members, strict=True)}
     adapted = open_model(base, device=device, quiet=out.quiet)
     adapted.prepare(quiet=out.quiet)
     with told(out, config) as on_iteration:
@@ -64,6 +64,17 @@ def searched(
     if not result.beats_baselines:
         out.warn(f"{verdict(result)}; " + (f"{name} is published instead" if name else "it is published all the same"))
     return _to_publish(adapted, members, config, result, name, mix)
+
+
+def _names(members: Members) -> list[str]:
+    """Return the references of experts; two that have one, in two registries, are told apart by their digests."""
+    from t2cli.registry.reference import ExpertRef
+
+    references = [entry.reference for entry, _ in members]
+    return [
+        reference if references.count(reference) == 1 else str(ExpertRef(entry.manifest.name, digest=entry.digest))
+        for reference, (entry, _) in zip(references, members, strict=True)
+    ]
 
 
 @contextlib.contextmanager
@@ -132,7 +143,8 @@ def _to_publish(
     from t2cli.dispatch.mixing import mixed
 
     weights = result.weights(mix)
-    chosen = [(entry, weights[entry.reference]) for entry, _ in members if entry.reference in weights]
+    named = zip(_names(members), members, strict=True)
+    chosen = [(entry, weights[name]) for name, (entry, _) in named if name in weights]
     chosen = chosen or [(entry, 0.0) for entry, _ in members]  # forced, and the search ended at the base
     z = result.mixer.vectors(mix.alphas) if config.per_layer and not name else mixed(chosen)
     note = f"searched with {result.examples[0]} examples; {verdict(result)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from t2cli.dispatch.decision import OTHER, Category
+from t2cli.registry.dispatcher_record import category_key
 from t2cli.registry.local import ExpertEntry
 from t2cli.registry.resolve import Resolver
 
@@ -35,8 +36,8 @@ def _has_questions(entry: ExpertEntry) -> bool:
 
 
 def _key(entry: ExpertEntry) -> str:
-    """Return what makes two categories one: Math and math are; the newest expert's own spelling is shown."""
-    return " ".join(entry.manifest.category.split()).casefold()
+    """Return what makes two experts' categories one; the newest expert's own spelling is shown."""
+    return category_key(entry.manifest.category)
 
 
 def _age(entry: ExpertEntry) -> tuple[str, int]:

@@ -29,7 +29,7 @@ from t2cli.errors import NotFoundError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import chunks
 from t2cli.models.labels import LabelPrompt, LabelReader
-from t2cli.registry.dispatcher_record import OTHER, DispatcherRecord
+from t2cli.registry.dispatcher_record import OTHER, DispatcherRecord, category_key
 from t2cli.registry.vectors import read_z
 from t2cli.svf.zvector import ZVectors
 
@@ -60,7 +60,9 @@ class ClassifierStrategy:
         self.z = z
         self.record = record
         self.config = config
-        self.experts = {each.name: each.reference for each in categories if each.name in record.categories}
+        known = _spelt(record)
+        found = {known.get(category_key(each.name)): each.reference for each in categories}
+        self.experts = {name: reference for name, reference in found.items() if name is not None}
         self.prompt = LabelPrompt(adapted.base, record.instruction, record.labels)
         self._reader = LabelReader(adapted, self.prompt)
 
@@ -97,12 +99,7 @@ def classifier_strategy(two_pass: TwoPass, config: DispatchConfig) -> Strategy:
 
     Raises NotFoundError where there is none, and CorruptArtifactError for a damaged one.
     """
-    entry = newest_dispatcher(two_pass.resolver)
-    if entry is None:
-        raise NotFoundError(
-            f"there is no dispatcher for {two_pass.resolver.base.label}",
-            hint="train one with t2 train --task dispatch, or use --adapt prompt",
-        )
+    entry = required_dispatcher(two_pass.resolver)
     categories = categories_of(two_pass.resolver)
     strategy = _strategy(two_pass, entry, categories, config)
     if unknown := unknown_to(strategy.record, categories):
@@ -123,6 +120,17 @@ def automatic_strategy(two_pass: TwoPass, config: DispatchConfig) -> Strategy:
     return prompt_strategy(two_pass, config)
 
 
+def required_dispatcher(resolver: Resolver) -> ExpertEntry:
+    """Return the newest dispatcher of this very base. Raises NotFoundError where there is none."""
+    entry = newest_dispatcher(resolver)
+    if entry is None:
+        raise NotFoundError(
+            f"there is no dispatcher for {resolver.base.label}",
+            hint="train one with t2 train --task dispatch, or use --adapt prompt",
+        )
+    return entry
+
+
 def newest_dispatcher(resolver: Resolver) -> ExpertEntry | None:
     """Return the newest dispatcher of this very base: one of a relative would read another model's mind."""
     found: dict[str, ExpertEntry] = {}
@@ -134,7 +142,13 @@ def newest_dispatcher(resolver: Resolver) -> ExpertEntry | None:
 
 def unknown_to(record: DispatcherRecord, categories: Sequence[Category]) -> list[str]:
     """Return the categories that a dispatcher does not know."""
-    return [each.name for each in categories if each.name not in record.categories or each.name == OTHER]
+    known = _spelt(record)
+    return [each.name for each in categories if known.get(category_key(each.name), OTHER) == OTHER]
+
+
+def _spelt(record: DispatcherRecord) -> dict[str, str]:
+    """Return how a dispatcher writes the categories that it knows, by what makes two of them one."""
+    return {category_key(name): name for name in record.categories}
 
 
 def _strategy(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from t2cli.evaluation.evaluate import Evaluation
 from t2cli.evaluation.statistics import Interval, wilson
+from t2cli.registry.dispatcher_record import category_key
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,11 @@ class Asked:
     task: str
     category: str
     counts: Mapping[str, int]
+
+    @property
+    def key(self) -> str:
+        """Return what makes a category that of the questions, however it is written."""
+        return category_key(self.category)
 
     @property
     def label(self) -> str:
@@ -41,7 +47,7 @@ class Confusion:
     @property
     def right(self) -> int:
         """Return how many questions were given the category of their task."""
-        return sum(row.counts[row.category] for row in self._known)
+        return sum(count for row in self._known for name, count in row.counts.items() if category_key(name) == row.key)
 
     @property
     def n(self) -> int:
@@ -55,7 +61,7 @@ class Confusion:
 
     @property
     def _known(self) -> list[Asked]:
-        return [row for row in self.rows if row.category in row.counts]
+        return [row for row in self.rows if row.key in map(category_key, row.counts)]
 
 
 def confusions(evaluations: Sequence[Evaluation]) -> Iterator[Confusion]:

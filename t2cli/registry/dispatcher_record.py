@@ -15,6 +15,11 @@ LARGEST_COUNT = 1 << 40
 _LABEL = re.compile(r"\S{1,32}")
 
 
+def category_key(name: str) -> str:
+    """Return what makes two categories one: Math and math are."""
+    return " ".join(name.split()).casefold()
+
+
 @dataclass(frozen=True)
 class DispatcherRecord:
     """A dispatcher reads which of the C `labels` the base, under its z, answers after `instruction` and a question.

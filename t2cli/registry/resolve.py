@@ -47,6 +47,7 @@ class Resolver:
         self.allow_foreign = allow_foreign
         self._strangers: dict[str, Related] = {}  # by digest
         self._remarks: list[str] = []
+        self._told: set[str] = set()
 
     @property
     def warnings(self) -> list[str]:
@@ -55,6 +56,12 @@ class Resolver:
         for entry, how in self._strangers.values():
             groups.setdefault(entry.manifest.base.folder, []).append((entry, how))
         return [*self._remarks, *(self._warning(folder, group) for folder, group in groups.items())]
+
+    def new_warnings(self) -> list[str]:
+        """Return the warnings that this has not returned before."""
+        new = [warning for warning in self.warnings if warning not in self._told]
+        self._told.update(new)
+        return new
 
     def remark(self, text: str) -> None:
         """Add a line to the warnings, once."""

@@ -34,7 +34,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from t2cli.errors import NotFoundError
-from t2cli.registry.dispatcher_record import MOST_CATEGORIES, OTHER
+from t2cli.registry.dispatcher_record import MOST_CATEGORIES, OTHER, category_key
 from t2cli.tasks.base import SpecTask, load_spec, up_to
 from t2cli.tasks.general import general_questions
 from t2cli.tasks.phrases import SLOTS, phrases, unknown_slot
@@ -90,7 +90,7 @@ def rows_of(source: Fields, answer: AnswerSpec, folder: Path) -> tuple[tuple[Row
             spec = load_spec(place)
         except NotFoundError as error:
             raise source.wrong("tasks", error.message, error.hint) from error
-        if spec.source == SOURCE_OF_CATEGORIES or spec.category == OTHER:
+        if spec.source == SOURCE_OF_CATEGORIES or category_key(spec.category) == OTHER:
             raise source.wrong("tasks", f"{name} has no questions of a category of its own", "leave it out")
         named.append((place, spec))
     _check(source, [spec for _, spec in named])
@@ -109,7 +109,10 @@ def _check(source: Fields, specs: list[TaskSpec]) -> None:
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise source.wrong("tasks", "two tasks have one name", "name each once")
-    if len({spec.category for spec in specs}) >= MOST_CATEGORIES:
+    categories = {spec.category for spec in specs}
+    if len(set(map(category_key, categories))) < len(categories):
+        raise source.wrong("tasks", "two tasks write one category differently", "write it the same in both")
+    if len(categories) >= MOST_CATEGORIES:
         raise source.wrong("tasks", f"there are more than {MOST_CATEGORIES - 1} categories", "leave some out")
 
 

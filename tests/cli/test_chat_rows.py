@@ -12,7 +12,7 @@ import pytest
 
 from t2cli.cli import chat_rows
 from t2cli.cli.chat_rows import LONGEST_LINE, ReadAhead, done_ids, lines_of, parsed
-from t2cli.errors import NotFoundError, UsageError
+from t2cli.errors import NotFoundError, T2Error, UsageError
 
 USER = [{"role": "user", "content": "what"}]
 
@@ -117,6 +117,27 @@ def test_every_line_comes_once_and_in_order(size: int) -> None:
     windows = list(ahead.windows())
     assert [line for window in windows for _, line in window] == [b"\n", *content.splitlines(keepends=True)]
     assert max(map(len, windows)) <= size
+
+
+class _Broken(io.BytesIO):
+    """Two lines, and then an error."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        if line := super().readline(size):
+            return line
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_what_was_read_before_an_error_comes_first(size: int) -> None:
+    ahead = ReadAhead(_Broken(b"a\nb\n"), size)
+    assert ahead.any()
+    windows, lines = ahead.windows(), []
+    with pytest.raises(T2Error, match="the disk is gone"):
+        lines.extend(line for window in windows for line in window)
+    assert lines == [(1, b"a\n"), (2, b"b\n")]
+    with pytest.raises(T2Error, match="the disk is gone"):
+        ReadAhead(_Broken(b"\n"), size + 1).any()
 
 
 def test_blank_lines_alone_are_nothing() -> None:

@@ -99,6 +99,13 @@ def test_the_last_line_needs_no_end_and_blank_lines_before_the_first_stay(chat: 
     assert result.stderr == "warning: line 1 is empty\nwarning: line 2 is empty\n"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_question(chat: Callable) -> None:
+    with_mark, without = (chat("--json", stdin=mark + b"what\n") for mark in (b"\xef\xbb\xbf", b""))
+    answers = [json.loads(result.stdout) for result in (with_mark, without)]
+    assert answers[0]["timing"]["prompt_tokens"] == answers[1]["timing"]["prompt_tokens"]
+    assert answers[0]["answer"] == answers[1]["answer"]
+
+
 def test_bytes_that_are_no_text_are_replaced(chat: Callable) -> None:
     odd = chat("--adapt", "none", "--json", stdin=b"caf\xe9 \xff?\r\n\x00\n")
     assert odd.exit_code == 0, odd.stderr

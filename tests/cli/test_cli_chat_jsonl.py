@@ -90,6 +90,16 @@ def test_lines_that_are_no_rows_are_skipped_and_rows_that_fail_say_so(
     assert said[-2] == "error: 7 of 9 rows have no answer: 2 were no questions, 5 failed"
 
 
+def test_a_second_row_of_an_answered_id_is_said_to_be_left_out(jsonl: Callable, tmp_path: Path) -> None:
+    done = tmp_path / "done.jsonl"
+    done.write_text('{"id": "a", "answer": "it"}\n')
+    rows = [{"prompt": "what", "id": "a"}, {"prompt": "who", "id": "a"}, {"prompt": "what", "id": "b"}]
+    result = jsonl(*rows, options=("--adapt", "none", "--done", done))
+    assert [record["id"] for record in records(result)] == ["b"]
+    assert "line 2 is left out as answered: it has the id of an earlier line, 'a'" in result.stderr
+    assert "line 1" not in result.stderr
+
+
 def test_experts_of_the_command_line_are_for_rows_without_their_own(jsonl: Callable) -> None:
     result = jsonl({"prompt": "what"}, {"prompt": "what", "expert": "story"}, options=("--expert", "math"))
     assert [list(record["dispatch"]["weights"]) for record in records(result)] == [["math@1"], ["story@1"]]

@@ -50,6 +50,14 @@ def dispatcher(put_tiny: Callable[..., ExpertEntry]) -> ExpertEntry:
     return put_tiny("which", 5, kind="dispatcher", category="which", dispatcher=RECORD)
 
 
+def test_no_strategy_is_measured_on_it(
+    run: Callable, task: Path, base: Path, put_tiny: Callable[..., ExpertEntry], refused: Callable
+) -> None:
+    put_tiny("math", 1, category="math", examples=("x",))
+    result = run("eval", "--task", task, "--base", base, "--adapt", "prompt", "--n", "8", "--quiet")
+    refused(result, 2, "the answers of which are the categories", "other tasks")
+
+
 def test_it_is_trained_shown_verified_and_listed(run: Callable, task: Path, base: Path, tmp_path: Path) -> None:
     result = run("train", "--task", task, "--base", base, *FAST, "--json")
     assert result.exit_code == 0, result.stderr

@@ -196,6 +196,14 @@ def test_without_experts_there_is_nothing_to_choose_from(strategy: str, evaluate
     refused(evaluate("--adapt", strategy), 3, "there is no expert for", "t2 train")
 
 
+@pytest.mark.usefixtures("experts")
+def test_a_missing_dispatcher_is_found_before_a_model_is_loaded(
+    evaluate: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("t2cli.cli.session.open_two_pass", lambda *_a, **_k: pytest.fail("a model was loaded"))
+    refused(evaluate("--adapt", "classifier"), 3, "no dispatcher", "t2 train --task dispatch")
+
+
 def test_examples_of_a_file_run_out_and_a_test_file_alone_teaches_nothing(
     evaluate: Callable, experts: None, refused: Callable, tmp_path: Path
 ) -> None:

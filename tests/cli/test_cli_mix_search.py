@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,28 @@ def test_explain_says_what_was_found(search: Callable, few: Path) -> None:
     assert "without it" in lines[3]
     assert [line.split()[0] for line in lines[4:7]] == ["math@1", "story@1", "base"]
     assert ("beats the" in lines[-1]) != ("does not beat the" in lines[-1])
+
+
+def test_experts_of_one_name_in_two_registries_are_two(
+    run: Callable, counting_folder: Path, few: Path, experts: dict[str, ExpertEntry], adapted: AdaptedModel,
+    publish: Callable[..., ExpertEntry], random_z: Callable[..., ZVectors], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    other = publish(
+        tmp_path / "others", adapted.base.identity, "math", random_z(adapted.ranks, seed=5, sigma=0.4), examples=("x",)
+    )
+    places = f"{tmp_path / 'experts'}{os.pathsep}{tmp_path / 'others'}"
+    options = ["--base", counting_folder, "--name", "mine", "--iterations", "2", "--examples", few, "--json", "--force"]
+    monkeypatch.setenv("T2_REGISTRY", places)
+    result = run("mix", "math", f"math@sha256:{other.digest}", *options)
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    found = {expert["ref"]: expert["alpha"] for expert in record["search"]["experts"]}
+    assert len(found) == 2
+    entry = LocalRegistry([tmp_path / "experts"]).find("mine")
+    members = [(alpha, read_z(each)) for alpha, each in zip(found.values(), (experts["math"], other), strict=True)]
+    wanted = mix([(alpha, z) for alpha, z in members if alpha])
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in read_z(entry).items())
 
 
 def test_per_layer(search: Callable, few: Path, tmp_path: Path) -> None:

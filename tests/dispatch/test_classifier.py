@@ -182,6 +182,15 @@ def test_categories_that_it_does_not_know_are_named_and_never_chosen(
     assert all(decision.category in RECORD.categories for decision in strategy.decide_each(CHATS))
 
 
+def test_a_category_is_the_same_however_it_is_written(two_pass: TwoPass, put: Put, dispatcher: Put) -> None:
+    put("sums", category=" MATH")
+    dispatcher()
+    strategy = two_pass.strategy("auto")
+    assert isinstance(strategy, ClassifierStrategy)
+    assert strategy.experts == {"math": "sums@1"}
+    assert two_pass.resolver.warnings == []
+
+
 def test_a_category_without_an_expert_goes_to_the_base(two_pass: TwoPass, dispatcher: Put) -> None:
     dispatcher()
     assert all(decision.abstained for decision in strategy_of(two_pass).decide_each(CHATS))
