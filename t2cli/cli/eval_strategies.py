@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from t2cli.registry.resolve import Resolver
     from t2cli.tasks.base import Task
 
-FEW_SHOTS, BEST_SHOTS = 16, 50  # examples per task, unless --shots says otherwise
+FEW_SHOTS, BEST_SHOTS = 128, 50  # examples per task, unless --shots says otherwise
 
 Adapts = Annotated[
     list[str] | None,
@@ -170,7 +170,7 @@ def _learned(learned: Learned) -> str:
         f"{alpha:.2f} {reference} (spread {learned.spread[reference]:.2f})"
         for reference, alpha in learned.alphas.items()
     )
-    return f"{alphas}; this is the {learned.chosen}; accuracy on the held-out half {how}: {scores}"
+    return f"{alphas}; this is the {learned.chosen}; accuracy on those held out {how}: {scores}"
 
 
 def confusion_lines(confusion: Confusion) -> Iterator[str]:

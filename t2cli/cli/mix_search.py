@@ -118,13 +118,17 @@ def few_shot_strategy(out: Output, two_pass: TwoPass, examples: list[FewShot], s
 
 def verdict(result: FewShotResult) -> str:
     """Say in words whether the mix beats what it has to beat."""
+    from t2cli.dispatch.few_shot import BASE
+
     best, mine = result.rival, result.mix.held_out
-    theirs = result.baselines[best].held_out
-    against = f"{_in_words(mine)} against {_in_words(theirs)}"
-    if not result.beats_baselines:
-        return f"the mix does not beat the {_named(best)} on {len(mine.right)} held-out examples: {against}"
-    how = "" if mine.accuracy > theirs.accuracy else ", by the log-likelihood of the right answers alone"
-    return f"the mix beats the {_named(best)} on {len(mine.right)} held-out examples{how}: {against}"
+    theirs, of_base = (result.baselines[name].held_out for name in (best, BASE))
+    where = f"on {len(mine.right)} held-out examples"
+    if result.beats_baselines:
+        how = "" if mine.accuracy > theirs.accuracy else ", by the log-likelihood of the right answers alone"
+        return f"the mix beats the {_named(best)} {where}{how}: {_in_words(mine)} against {_in_words(theirs)}"
+    if mine.score > theirs.score:
+        return f"the mix leads the base {where} by no more than chance: {_in_words(mine)} against {_in_words(of_base)}"
+    return f"the mix does not beat the {_named(best)} {where}: {_in_words(mine)} against {_in_words(theirs)}"
 
 
 def _named(baseline: str) -> str:

@@ -23,6 +23,7 @@ from t2cli.paths import expanded
 from t2cli.tasks.verify import REWARDS
 
 FEWEST = 4  # two to search with and two to hold out
+SEARCHED = 16  # at most; a search asks each of them hundreds of times, and one held out as often as there are rivals
 LARGEST = 16 << 20  # bytes; examples are few
 KEYS = ("prompt", "messages", "answer", "reward")
 ROLES = ("system", "user", "assistant")
@@ -87,16 +88,16 @@ def read_examples(path: str, reward: str = "") -> list[FewShot]:
     if len(examples) < FEWEST:
         raise UsageError(
             f"{path} has {len(examples)} different examples, and at least {FEWEST} are needed",
-            hint="half of them choose the mix, the others say how good it is",
+            hint="a part of them chooses the mix, the others say how good it is",
         )
     return examples
 
 
-def halves(examples: Sequence[AnyShot], seed: int) -> tuple[list[AnyShot], list[AnyShot]]:
-    """Return the examples to search with and those to hold out, at random; of an odd number the first get more."""
+def divided(examples: Sequence[AnyShot], seed: int) -> tuple[list[AnyShot], list[AnyShot]]:
+    """Return the examples to search with, at random one half but at most SEARCHED, and those to hold out."""
     order = random.Random(seed).sample(range(len(examples)), len(examples))  # noqa: S311 - no secret
-    middle = (len(examples) + 1) // 2
-    return [examples[i] for i in sorted(order[:middle])], [examples[i] for i in sorted(order[middle:])]
+    n = min((len(examples) + 1) // 2, SEARCHED)
+    return [examples[i] for i in sorted(order[:n])], [examples[i] for i in sorted(order[n:])]
 
 
 def _example(text: str, where: str, line: int) -> FewShot:

@@ -3,13 +3,14 @@
 Source: Transformer-Squared (arXiv 2501.06252), section 3.2, "few-shot adaptation"; math.md 4 and 6.
 
 Deviations from the paper and its released code:
-1. Half of the examples choose the mix and the other half say how good it is; the released code takes its shots from
-   the test set and reports the best score of the search itself.
+1. Half of the examples, at most 16, choose the mix and the others say how good it is; the released code takes its
+   shots from the test set and reports the best score of the search itself. A search asks each of its examples a few
+   hundred times, and those held out nine times: it is these that many examples are worth having for.
 2. The base model is a member of the mix: z' = 1 + sum_k alpha_k (z_k - 1), and the alphas are free.
 3. The mix has to beat the base, each expert alone and the uniform mix on the examples held out. Where it does not, the
    best of these is used instead, unless the caller insists. These were not searched, so that all examples say which
-   of them is the best. The base is left for them only where they lead it by more than a standard error: of 64
-   examples a lead of a few is chance, and has cost 4 points on 1,000 questions.
+   of them is the best. The base is left, for the mix as for them, only where it is led by more than a standard error:
+   of 64 examples a lead of a few is chance, and has cost 4 points on 1,000 questions.
 4. A population answers in one batch (population.py); ties are broken by the mean log-likelihood of the right answers.
 """
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from t2cli.config import CEMConfig
-from t2cli.dispatch.examples import Shot, halves
+from t2cli.dispatch.examples import Shot, divided
 from t2cli.dispatch.population import Exam, Judged, Mixer
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
@@ -82,8 +83,10 @@ class FewShotResult:
 
     @property
     def beats_baselines(self) -> bool:
-        """Tell whether the mix answered the held-out examples better than every baseline."""
-        return self.mix.held_out.score > self.baselines[self.rival].held_out.score
+        """Tell whether the mix answered the held-out examples better than every baseline, and clearly so than BASE."""
+        mix = self.mix.held_out
+        ahead = mix.score > self.baselines[self.rival].held_out.score
+        return ahead and clearly_leads(mix, self.baselines[BASE].held_out)
 
     @property
     def never_right(self) -> bool:
@@ -125,14 +128,14 @@ def search_mix(
     on_iteration: OnIteration | None = None,
     stop: Stop | None = None,
 ) -> FewShotResult:
-    """Return the mix of `experts` (reference -> z) that answers half of the examples best, judged on the other half.
+    """Return the mix of `experts` (reference -> z) that answers a part of the examples best, judged on the others.
 
     `stop` tells of an answer's token ids whether it is complete, where that is not the end token alone.
     Raises UsageError for an example that is longer than the base can read.
     """
     started = time.monotonic()
     mixer = Mixer(adapted, list(experts.values()), per_layer=config.per_layer)
-    searched, held_out = halves(examples, config.seed)
+    searched, held_out = divided(examples, config.seed)
     exam = Exam(adapted, searched, config.max_new_tokens, stop=stop)
     final = Exam(adapted, held_out, config.max_new_tokens, stop=stop)
     adapted.prepare()

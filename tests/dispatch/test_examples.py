@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from t2cli.dispatch.examples import FewShot, halves, read_examples
+from t2cli.dispatch.examples import SEARCHED, FewShot, divided, read_examples
 from t2cli.errors import NotFoundError, T2Error, UsageError
 
 GOOD = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
@@ -115,10 +115,10 @@ def test_junk_ends_in_an_error_for_people(tmp_path: Path, junk: bytes) -> None:
     assert caught.value.exit_code == 2
 
 
-@given(st.integers(4, 30), st.integers(0, 1000))
-def test_halves_share_nothing_and_lose_nothing(n: int, seed: int) -> None:
+@given(st.integers(4, 60), st.integers(0, 1000))
+def test_both_parts_share_nothing_and_lose_nothing(n: int, seed: int) -> None:
     examples = [FewShot([], str(number), "exact", number) for number in range(n)]
-    first, second = halves(examples, seed)
-    assert 0 <= len(first) - len(second) <= 1
-    assert Counter(e.line for e in (*first, *second)) == Counter(range(n))
-    assert halves(examples, seed) == (first, second)
+    searched, held_out = divided(examples, seed)
+    assert len(searched) == min(SEARCHED, n - n // 2)
+    assert Counter(e.line for e in (*searched, *held_out)) == Counter(range(n))
+    assert divided(examples, seed) == (searched, held_out)

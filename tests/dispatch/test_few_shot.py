@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from t2cli.config import CEMConfig, SamplingConfig
-from t2cli.dispatch.examples import FewShot, halves
+from t2cli.dispatch.examples import FewShot, divided
 from t2cli.dispatch.few_shot import BASE, UNIFORM, Baseline, FewShotResult, Mix, clearly_leads, search_mix
 from t2cli.dispatch.population import Exam, Judged, Mixer
 from t2cli.dispatch.two_pass import TwoPass
@@ -64,7 +64,7 @@ def test_it_finds_the_expert_that_answers_the_examples(adapted: AdaptedModel, ex
 
 def test_the_score_is_of_examples_that_chose_nothing(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:
     examples = answered_by(adapted, experts["e2@1"])
-    searched, held_out = halves(examples, CONFIG.seed)
+    searched, held_out = divided(examples, CONFIG.seed)
     result = search_mix(adapted, experts, examples, CONFIG)
     assert result.examples == (len(searched), len(held_out))
     spoiled = [replace(e, answer="nothing of the kind") if e in held_out else e for e in examples]
@@ -105,11 +105,13 @@ HALF, WHOLE, NONE = Judged((True, False), -1.0), Judged((True, True), -2.0), Jud
 @pytest.mark.parametrize(
     ("scores", "name"),
     [
-        ((WHOLE, HALF, NONE), ""),
+        ((WHOLE, NONE, HALF), ""),
+        ((WHOLE, HALF, NONE), BASE),  # one more of two is chance
         ((HALF, NONE, WHOLE), "b@1"),
         ((HALF, WHOLE, NONE), BASE),
         ((HALF, HALF, HALF), BASE),  # no better is not better
-        ((HALF, Judged((False, True), -1.5), NONE), ""),  # ties are broken by the log-likelihood
+        ((HALF, Judged((False, True), -1.5), NONE), BASE),  # nor is a log-likelihood alone
+        ((WHOLE, NONE, Judged((True, True), -3.0)), ""),  # of equal ones, both clearly better than the base, it decides
     ],
 )
 def test_what_is_used(adapted: AdaptedModel, scores: Sequence[Judged], name: str) -> None:
@@ -150,7 +152,7 @@ def test_a_lead_that_chance_gives_often_is_none(adapted: AdaptedModel, gained: i
 def test_baselines_have_the_scores_of_all_examples(adapted: AdaptedModel, experts: dict[str, ZVectors]) -> None:
     examples = answered_by(adapted, experts["e2@1"])
     result = search_mix(adapted, experts, examples, replace(CONFIG, iterations=1))
-    searched, held_out = halves(examples, CONFIG.seed)
+    searched, held_out = divided(examples, CONFIG.seed)
     exam = Exam(adapted, [*searched, *held_out], CONFIG.max_new_tokens)
     judged = exam.judge(result.mixer.z(_stacked(result)))
     for baseline, each in zip(result.baselines.values(), judged, strict=True):
