@@ -136,6 +136,8 @@ def compare(conversation: Conversation, _: str) -> None:
     if not decision.weights:
         conversation.tell("(the base model itself answers this question: /expert or /mix chooses another)")
     for choice in (plain, decision) if decision.weights else (plain,):
+        if conversation.out.quiet:  # two answers need their names
+            conversation.tell(explained(choice))
         answer = streamed(conversation.out, conversation.two_pass, conversation.question, choice, conversation.sampling)
         conversation.out.emit("chat", record(None, answer))
 

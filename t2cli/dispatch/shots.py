@@ -25,8 +25,10 @@ def draw_shots(
 ) -> Shots:
     """Return `n` examples of the first of `splits` that has any; with `strict` no fewer, else at least `fewest`.
 
-    Raises UsageError where there are too few, and where that split is the one that is `measured`.
+    Raises UsageError where there are too few, and where that split is the one that is `measured`; else as `examples`.
     """
+    if isinstance(task, SpecTask):
+        task.origin()  # reads the files: a T2Error here is about them and not about a split that is empty
     for split in splits:
         with contextlib.suppress(T2Error):  # a task for evaluation has questions of the split test alone
             up_to(task, split, 1, seed)

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import json
-import select
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pipes_to_chat import Running
 
 from t2cli.registry.local import ExpertEntry
+from t2cli.registry.manifest import DispatcherRecord
 
 QUESTIONS = ("What is 1 + 2?", "Anna likes cats. Who likes cats?", "x", "What is 3 * 4?", "é" * 40)
-
-
-class Running:
-    """A process that is asked line by line."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-
-    def write(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-
-    def ask(self, line: str) -> dict[str, Any]:
-        self.write(line)
-        stdout = self.process.stdout
-        assert stdout is not None
-        assert select.select([stdout], [], [], 60)[0]
-        found: dict[str, Any] = json.loads(stdout.readline())
-        return found
-
-    def end(self) -> tuple[int, list[str]]:
-        _, stderr = self.process.communicate(timeout=60)
-        return self.process.returncode, stderr.decode().splitlines()
 
 
 @pytest.fixture
@@ -98,6 +74,28 @@ def test_an_expert_that_pass_1_chose_is_removed_by_another_process(
     assert [line.split(":")[1] for line in warnings] == [f" {gone} cannot answer any more"]
 
 
+RECORD = DispatcherRecord("A: math. B: other.", ("math", "story", "other"), ("A", "B", "C"), 0.0, ((1,) * 3,) * 3)
+
+
+@pytest.mark.parametrize("jsonl", [True, False])
+def test_a_removed_dispatcher_goes_on_choosing_until_the_end(
+    jsonl: bool, running: Callable, rm: Callable, put_tiny: Callable[..., ExpertEntry]
+) -> None:
+    put_tiny("which", 5, kind="dispatcher", category="which", dispatcher=RECORD)
+    with running(*(("--jsonl",) if jsonl else ())) as chat:
+        before = [chat.ask(row(q) if jsonl else q)["dispatch"] for q in QUESTIONS]
+        assert {each["strategy"] for each in before} == {"classifier"}
+        rm("which")
+        assert [chat.ask(row(q) if jsonl else q)["dispatch"] for q in QUESTIONS] == before  # it is in memory
+        for gone in sorted({reference for each in before for reference in each["weights"]}):
+            rm(gone)
+        after = [chat.ask(row(q) if jsonl else q) for q in QUESTIONS]
+        code, said = chat.end()
+    assert code == 0, said
+    assert all(each["answer"] is not None for each in after)
+    assert not {r for each in after for r in each["dispatch"]["weights"]} & {r for e in before for r in e["weights"]}
+
+
 def test_rows_that_name_a_removed_expert_have_an_error_of_their_own(running: Callable, rm: Callable) -> None:
     with running("--jsonl", "--expert", "math") as chat:
         assert chat.ask(row("what"))["dispatch"]["weights"] == {"math@1": 1.0}
@@ -150,6 +148,14 @@ def test_bytes_that_are_no_text_in_a_pipe_a_row_and_an_argument(
     assert by_row.exit_code == 1
     assert by_row.stderr.startswith("warning: line 1 is skipped: it is not UTF-8: byte 16")
     assert json.loads(by_row.stdout)["answer"] == wanted
+
+
+@pytest.mark.parametrize("options", [("--jsonl",), ()])
+def test_a_closed_standard_input(options: tuple[str, ...], chat_process: list[str]) -> None:
+    command = ["/bin/bash", "-c", '"$@" <&-', "bash", *chat_process, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: standard input ")
 
 
 @pytest.mark.parametrize("size", [1_000_000, 9_000_000])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import stat
 import sys
 from collections.abc import Callable
@@ -48,6 +50,19 @@ def answered(who: Terminal, line: str) -> dict:
     found = who.record()
     who.prompted()
     return found
+
+
+def pasted(who: Terminal, text: str) -> str:
+    """Paste a text that is longer than a terminal takes at once, and return what is said until the next line."""
+    data = f"\x1b[200~{text}\x1b[201~\r".encode()
+    while data:
+        readable, writable, _ = select.select([who.master], [who.master], [], 60)
+        assert readable or writable
+        if readable:
+            os.read(who.master, 1 << 16)  # the echo
+        if writable:
+            data = data[os.write(who.master, data[:1024]) :]
+    return who.prompted()
 
 
 def ended(who: Terminal) -> int:
@@ -140,6 +155,28 @@ def test_every_command(person: Callable[..., Terminal], tmp_path: Path) -> None:
     assert answered(who, "/etc/hosts is what?")["dispatch"]["weights"] == {}
     who.type("/exit\r")
     assert who.process.wait(timeout=30) == 0
+
+
+def test_quiet_answers_are_told_apart_where_they_are_compared(
+    chat_process: list[str], terminal: Callable[..., Terminal]
+) -> None:
+    who = terminal([*chat_process, "--quiet", "--expert", "math"], kind="xterm")
+    who.prompted()
+    assert "[" not in told(who, "what is it?").replace("\x1b[", "")
+    said = told(who, "/compare")
+    assert said.index("[base model]") < said.index("[math@1]")
+    assert ended(who) == 0
+
+
+def test_what_is_typed_may_be_no_text_and_have_a_megabyte(person: Callable[..., Terminal]) -> None:
+    who = person("--adapt", "none")
+    os.write(who.master, b"caf\xe9 \xff\xfe?\r")
+    assert who.record()["answer"] is not None
+    who.prompted()
+    said = pasted(who, "y " * 500_000)
+    assert "reads at most 512" in said
+    assert answered(who, "what")["answer"]
+    assert ended(who) == 0
 
 
 def test_an_expert_that_is_deleted_meanwhile(

@@ -13,6 +13,7 @@ from divisors import TASK
 from t2cli.files import write_atomic
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import load_base
+from t2cli.registry.dispatcher_record import DispatcherRecord
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import load_task
@@ -202,6 +203,28 @@ def test_a_missing_dispatcher_is_found_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("t2cli.cli.session.open_two_pass", lambda *_a, **_k: pytest.fail("a model was loaded"))
     refused(evaluate("--adapt", "classifier"), 3, "no dispatcher", "t2 train --task dispatch")
+
+
+@pytest.mark.usefixtures("experts")
+def test_a_dispatcher_is_measured_and_auto_is_that_dispatcher(
+    evaluate: Callable, add: Callable[..., ExpertEntry], tmp_path: Path
+) -> None:
+    names = ("arithmetic", "story", "other")
+    record = DispatcherRecord("A: sums. B: story. C: other.", names, ("A", "B", "C"), 0.0, ((1,) * 3,) * 3)
+    add("which", 5, kind="dispatcher", category="which", dispatcher=record)
+    (found,) = records_of(evaluate("--adapt", "classifier,auto", "--json", "--save", tmp_path / "kept.jsonl"))
+    rows = {row["strategy"]: row for row in found["rows"]}
+    assert list(rows) == ["none", "classifier", "auto"]
+    chosen = rows["classifier"]
+    assert list(chosen["categories"]) == sorted(names)
+    assert sum(chosen["categories"].values()) == N
+    assert chosen["left_to_base"] == chosen["categories"]["other"] == N - sum(chosen["experts"].values())
+    timed = {"strategy", "pass1_seconds", "answer_seconds", "pass1_share"}
+    assert all(rows["auto"][key] == value for key, value in chosen.items() if key not in timed)
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert {line["category"] for line in kept if line["strategy"] == "auto"} <= set(names)
+    shown = evaluate("--adapt", "classifier").stdout
+    assert "classifier: the task's own category for" in shown
 
 
 def test_examples_of_a_file_run_out_and_a_test_file_alone_teaches_nothing(

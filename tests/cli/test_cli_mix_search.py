@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from pipes_to_chat import Running
 
 from t2cli.cli.chat_commands import run as run_command
 from t2cli.cli.chat_session import Conversation
@@ -265,3 +268,25 @@ def test_a_chat_without_experts_says_so(
 ) -> None:
     options = ["--base", counting_folder, "--registry", tmp_path / "empty"]
     refused(run("chat", "hello", "--adapt", "few-shot", "--examples", few, *options), 3, "no expert", "t2 train")
+
+
+@pytest.mark.parametrize("jsonl", [True, False])
+def test_where_an_expert_of_the_mix_in_use_is_removed_nothing_stands_in(
+    jsonl: bool, few: Path, counting_folder: Path, t2: Callable, tmp_path: Path
+) -> None:
+    places = ["--base", str(counting_folder), "--registry", str(tmp_path / "experts")]
+    command = [sys.executable, "-m", "t2cli", "chat", "--json", "--adapt", "few-shot", "--examples", str(few), *places]
+    question, pipe = json.dumps({"prompt": "what"}) if jsonl else "what", subprocess.PIPE
+    with subprocess.Popen([*command, *["--jsonl"][: int(jsonl)]], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        chat = Running(process)
+        first = chat.ask(question)["dispatch"]
+        assert first["strategy"] == "few-shot"
+        assert "math@1" in first["weights"]
+        assert t2("rm", "math", "--yes", *places[2:]).returncode == 0
+        if jsonl:
+            assert chat.ask(question)["error"]["code"] == 3
+        else:
+            chat.write(question)
+        code, said = chat.end()
+    assert code == (1 if jsonl else 3)
+    assert any("there is no expert named 'math'" in line for line in said)
