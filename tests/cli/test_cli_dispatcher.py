@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from t2cli.paths import t2_home
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import DispatcherRecord
+from t2cli.registry.vectors import read_z
 
 TASK = """\
 name: which
@@ -80,6 +84,39 @@ def test_it_is_trained_shown_verified_and_listed(run: Callable, task: Path, base
     assert {each.manifest.dispatcher for each in LocalRegistry([t2_home() / "registry"]).list()} == {
         entry.manifest.dispatcher
     }
+
+
+def test_two_processes_learn_the_same(run: Callable, task: Path, base: Path, tmp_path: Path) -> None:
+    train = ["train", "--task", str(task), "--base", str(base), *FAST, "--json"]
+    result = run(*train, "--registry", tmp_path / "alone")
+    assert result.exit_code == 0, result.stderr
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "t2cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [*launch, *train, "--registry", str(tmp_path / "two")],
+        capture_output=True, text=True, env=environment, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [each["expert"] for each in said] == ["which@1"]  # one process talks
+    alone, two = (LocalRegistry([tmp_path / name]).find("which") for name in ("alone", "two"))
+    mine, other = read_z(alone), read_z(two)
+    assert max(float((mine[name] - 1).abs().max()) for name in mine) > 0.01
+    assert max(float((mine[name] - other[name]).abs().max()) for name in mine) < 1e-3  # float32 sums in another order
+    assert alone.manifest.dispatcher is not None
+    assert two.manifest.dispatcher is not None
+    assert two.manifest.dispatcher.n == alone.manifest.dispatcher.n
+
+
+def test_a_lora_learns_to_tell_apart_and_is_no_dispatcher(run: Callable, task: Path, base: Path) -> None:
+    pytest.importorskip("peft")
+    result = run("train", "--task", task, "--base", base, *FAST, "--adapter", "lora", "--rank", "4", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["expert"] == ""
+    assert found["evaluation"][0]["gain"] > 0.05
+    assert (Path(found["path"]) / "adapter_model.safetensors").is_file()
+    assert LocalRegistry([t2_home() / "registry"]).list() == []
 
 
 def test_chat_asks_it(run: Callable, chat_options: list[str], chat_experts: dict, dispatcher: ExpertEntry) -> None:
