@@ -150,13 +150,13 @@ class DispatchConfig:
 class CEMConfig:
     """A search for mixing weights by the cross-entropy method (math.md 6)."""
 
-    iterations: int = 15  # at most; the paper allows 100
+    iterations: int = 6  # at most; the paper allows 100, of a score that chance decides from the first few on
     population: int = 32
     elite: float = 0.2  # share of the population that the next one is drawn around
     sigma: float = 0.3  # of the first population, around the uniform mix
     least_sigma: float = 0.02
     smoothing: float = 0.7  # how far the Gaussian follows the elite in one generation
-    patience: int = 4  # generations without a noticeably better candidate after which the search ends
+    patience: int = 2  # generations without a noticeably better candidate after which the search ends
     least_gain: float = 0.005  # of accuracy, or of nats a token: what is noticeable
     max_new_tokens: int = 64  # longer answers are wrong
     per_layer: bool = False  # one weight per expert and adapted matrix instead of one per expert
