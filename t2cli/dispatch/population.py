@@ -12,7 +12,9 @@ questions, T tokens of the longest, P parameters.
    at a time is answered by all mixes together.
 3. The few rows that never end took two thirds of a generation's time. Once right answers are known, no row goes on
    much longer than the longest of them: a mix that is right only at a length as none before it counts as wrong.
-4. With 32 mixes and 8 questions 61 % of a later generation is the reading of packed rows and 39 % the answering, 82 %
+4. Where so much is read that forming W' costs less than it saves, each mix answers alone, folded: the questions held
+   out are asked so, a hundred of them to a few mixes.
+5. With 32 mixes and 8 questions 61 % of a later generation is the reading of packed rows and 39 % the answering, 82 %
    of all in matrix products at full speed. A third of the reading's products would go with W' formed for each mix
    from kept differences of the experts' weights; forming them would take most of that again.
 """
@@ -39,6 +41,7 @@ from t2cli.training.packing import pack
 BATCH_BYTES = 3 << 30  # of keys, values and predictions at a time
 SPARE = 8  # tokens that an answer may have beyond twice the longest right one before it
 PACKED = 16  # questions in one packed row: attention within it grows with the square
+FOLDED_ROWS, FOLDED_TOKENS = 64, 4096  # the same where there is but one such row: more answer together
 
 
 class Judged(NamedTuple):
@@ -120,6 +123,8 @@ class Exam:
         self.prompts = [adapted.base.encode(example.messages) for example in examples]
         self.answers = [self._answer(example) for example in examples]
         parts = chunks(range(len(examples)), PACKED)
+        longest = max(len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.answers, strict=True))
+        self.folded_at_once = Room(max(1, min(FOLDED_ROWS, FOLDED_TOKENS // longest)), "questions")
         self.parts = [(part, Room(max(1, batch_bytes // self._bytes_per_mix(part)), "mixes")) for part in parts]
         for example, prompt, answer in zip(examples, self.prompts, self.answers, strict=True):
             if len(prompt) + max(len(answer), max_new_tokens) > adapted.base.context:
@@ -137,23 +142,48 @@ class Exam:
     @torch.inference_mode()
     def judge(self, z: torch.Tensor) -> list[Judged]:
         """Return how each z of (C, P) answers the questions; the first call gives every answer the full length."""
-        limit = self.limit
-        packs = attention_window(self.adapted.model.config) is None
-        right: list[list[bool]] = [[] for _ in z]
-        logp = torch.zeros(len(z), dtype=torch.float64)
+        limit, tokens = self.limit, self.answer_tokens
+        answers = [self._alone(row, limit) for row in z] if self._folding_pays(z) else self._together(z, limit)
+        return [
+            Judged(tuple(self._is_right(i, done) for i, done in enumerate(completions)), total / tokens)
+            for completions, total in answers
+        ]
+
+    def _folding_pays(self, z: torch.Tensor) -> bool:
+        """Tell whether forming W' for every z of (C, P) costs less than it saves."""
+        shared = common_prefix(self.prompts) if len(self.prompts) > 1 else 0
+        read = shared + sum(len(prompt) - shared for prompt in self.prompts) + self.answer_tokens
+        vectors = self._vectors(z[-1])
+        return vectors is not None and self.adapted.folding_pays(vectors, read + self.answer_tokens)
+
+    def _vectors(self, z: torch.Tensor) -> ZVectors | None:
+        """Return what z (P,) changes, None where it is the base."""
+        changed = {name: vector for name, vector in unflatten(z, self.adapted.ranks).items() if (vector != 1).any()}
+        return ZVectors(changed) if changed else None
+
+    def _alone(self, z: torch.Tensor, limit: int) -> tuple[list[Completion], float]:
+        """Return the answers of one mix, folded, and the summed log-likelihood of the right answers."""
+        with self.adapted.answering_as(self._vectors(z)):
+            parts = self.folded_at_once.over(range(len(self.prompts)), lambda places: self._answers(1, places, limit))
+        return [done for completions, _ in parts for done in completions], sum(float(logp) for _, logp in parts)
+
+    def _together(self, z: torch.Tensor, limit: int) -> list[tuple[list[Completion], float]]:
+        """Return the same for each z of (C, P), all rows in one batch."""
+        said: list[list[Completion]] = [[] for _ in z]
+        total = torch.zeros(len(z), dtype=torch.float64)
         for places, room in self.parts:
 
             def answered(mixes: Sequence[int], places: Sequence[int] = places) -> tuple[list[Completion], torch.Tensor]:
                 part = z[mixes[0] : mixes[-1] + 1]
-                return self._packed(part, places, limit) if packs else self._one_by_one(part, places, limit)
+                with self.adapted.per_row(part):
+                    return self._answers(len(part), places, limit)
 
             parts = room.over(range(len(z)), answered)
-            logp += torch.cat([likelihood for _, likelihood in parts])
+            total += torch.cat([likelihood for _, likelihood in parts])
             completions = [completion for completed, _ in parts for completion in completed]  # mix by mix
-            for flags, row in zip(right, chunks(completions, len(places)), strict=True):
-                flags += [self._is_right(i, done) for i, done in zip(places, row, strict=True)]
-        tokens = self.answer_tokens
-        return [Judged(tuple(flags), float(total) / tokens) for flags, total in zip(right, logp, strict=True)]
+            for mine, row in zip(said, chunks(completions, len(places)), strict=True):
+                mine += row
+        return list(zip(said, total.tolist(), strict=True))
 
     @property
     def answer_tokens(self) -> int:
@@ -187,47 +217,50 @@ class Exam:
         z = 4 * sum(self.adapted.ranks.values()) * len(places)
         return int(2 * tokens * per_token + 2 * predicted * config.vocab_size * itemsize + z)
 
-    def _packed(self, z: torch.Tensor, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
-        """Return the answers of all rows, mix by mix, and the summed log-likelihood (C,) of the right answers."""
-        adapted, C, N = self.adapted, len(z), len(places)
+    def _answers(self, C: int, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
+        """Return what C mixes in use say, mix by mix, and the summed log-likelihood (C,) of the right answers."""
+        packs = attention_window(self.adapted.model.config) is None
+        return self._packed(C, places, limit) if packs else self._one_by_one(C, places, limit)
+
+    def _packed(self, C: int, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
+        """Return the same, a mix reading all questions in one row."""
+        adapted, N = self.adapted, len(places)
         prompts, answers = [self.prompts[i] for i in places], [self.answers[i] for i in places]
         packed = pack(prompts, [[answer] for answer in answers], adapted.base.device)
         dtype = adapted.model.get_input_embeddings().weight.dtype
         bias = torch.zeros_like(packed.attention, dtype=dtype).masked_fill(~packed.attention, torch.finfo(dtype).min)
-        with adapted.per_row(z):
-            cache = growing_cache(adapted.model.config)
-            logits = adapted.model(
-                input_ids=packed.ids.expand(C, -1),
-                attention_mask=bias.expand(C, -1, -1, -1),
-                position_ids=packed.positions.expand(C, -1),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=packed.predicted,
-            ).logits  # (C, K, V)
-            total = torch.zeros(C, dtype=torch.float64)
-            for source, tokens, answer in zip(packed.source[:, 0], packed.tokens[:, 0], answers, strict=True):
-                n = len(answer)
-                found = token_logp(logits[:, source[:n]], tokens[:n].expand(C, -1))  # (C, n)
-                total += found.sum(dim=1).double().cpu()
-            first = logits[:, packed.source[:, 0, 0]].flatten(0, 1)  # (C N, V)
-            del logits
-            where, mask = _places_in(prompts, answers, adapted.base.device)
-            rows = _dealt(cache, where, adapted.model.config)
-            adapted.select_rows(torch.arange(C).repeat_interleave(N))
-            most = [limit] * (C * N)
-            return continued(adapted, first, rows, mask.repeat(C, 1), self.sampling, most, stop=self.stop), total
+        cache = growing_cache(adapted.model.config)
+        logits = adapted.model(
+            input_ids=packed.ids.expand(C, -1),
+            attention_mask=bias.expand(C, -1, -1, -1),
+            position_ids=packed.positions.expand(C, -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=packed.predicted,
+        ).logits  # (C, K, V)
+        total = torch.zeros(C, dtype=torch.float64)
+        for source, tokens, answer in zip(packed.source[:, 0], packed.tokens[:, 0], answers, strict=True):
+            n = len(answer)
+            found = token_logp(logits[:, source[:n]], tokens[:n].expand(C, -1))  # (C, n)
+            total += found.sum(dim=1).double().cpu()
+        first = logits[:, packed.source[:, 0, 0]].flatten(0, 1)  # (C N, V)
+        del logits
+        where, mask = _places_in(prompts, answers, adapted.base.device)
+        rows = _dealt(cache, where, adapted.model.config)
+        adapted.select_rows(torch.arange(C).repeat_interleave(N))
+        most = [limit] * (C * N)
+        return continued(adapted, first, rows, mask.repeat(C, 1), self.sampling, most, stop=self.stop), total
 
-    def _one_by_one(self, z: torch.Tensor, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
+    def _one_by_one(self, C: int, places: Sequence[int], limit: int) -> tuple[list[Completion], torch.Tensor]:
         """Return the same, one question at a time: all mixes read the same tokens, without padding."""
-        adapted, C = self.adapted, len(z)
+        adapted = self.adapted
         total, answered = torch.zeros(C, dtype=torch.float64), []
-        with adapted.per_row(z):
-            for i in places:
-                prompt, answer = self.prompts[i], self.answers[i]
-                ids = torch.tensor([[*prompt, *answer]], device=adapted.base.device).expand(C, -1)
-                logits = adapted.model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[:, :-1]
-                total += token_logp(logits, ids[:, len(prompt) :]).sum(dim=1).double().cpu()
-                answered.append(generate(adapted, [prompt] * C, self.sampling, limits=[limit] * C, stop=self.stop))
+        for i in places:
+            prompt, answer = self.prompts[i], self.answers[i]
+            ids = torch.tensor([[*prompt, *answer]], device=adapted.base.device).expand(C, -1)
+            logits = adapted.model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[:, :-1]
+            total += token_logp(logits, ids[:, len(prompt) :]).sum(dim=1).double().cpu()
+            answered.append(generate(adapted, [prompt] * C, self.sampling, limits=[limit] * C, stop=self.stop))
         return [completions[mix] for mix in range(C) for completions in answered], total
 
 

@@ -50,11 +50,17 @@ def right_for(adapted: AdaptedModel, z: ZVectors) -> list[FewShot]:
     return examples
 
 
+@pytest.mark.parametrize("folds", [False, True])
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "mistral", "gemma2", "gpt2", "gpt-neox", "falcon", "mixtral"])
 def test_a_population_scores_as_each_mix_alone(
-    variant: str, adapt: Callable[..., AdaptedModel], random_z: Callable[..., ZVectors]
+    variant: str,
+    folds: bool,
+    adapt: Callable[..., AdaptedModel],
+    random_z: Callable[..., ZVectors],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adapted = adapt(variant, double=True)
+    monkeypatch.setattr(adapted, "folding_pays", lambda *_: folds)
     object.__setattr__(adapted.base, "eos", adapted.base.eos | set(range(0, 300, 3)))  # answers end soon, all of them
     experts = [random_z(adapted.ranks, seed=seed) for seed in (1, 2)]
     examples = right_for(adapted, experts[0])
@@ -74,15 +80,34 @@ def adapted(adapt: Callable[..., AdaptedModel]) -> AdaptedModel:
     return adapt("llama", double=True)
 
 
-def test_batches_do_not_change_the_scores(adapted: AdaptedModel, random_z: Callable[..., ZVectors]) -> None:
+@pytest.mark.parametrize("folds", [False, True])
+def test_batches_do_not_change_the_scores(
+    folds: bool, adapted: AdaptedModel, random_z: Callable[..., ZVectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapted, "folding_pays", lambda *_: folds)
     experts = [random_z(adapted.ranks, seed=seed) for seed in (1, 2)]
     mixer = Mixer(adapted, experts)
     z = mixer.z(torch.tensor([[1.0, 0.0], [0.2, 0.9], [0.7, -0.2]]))
     examples = [asked(f"{question} {n}", "the sum") for n in range(4) for question in QUESTIONS]  # more than PACKED
     whole = Exam(adapted, examples, 4).judge(z)
-    single = Exam(adapted, examples, 4, batch_bytes=1).judge(z)
+    small = Exam(adapted, examples, 4, batch_bytes=1)
+    small.folded_at_once.size = 3
+    single = small.judge(z)
     assert [judged.right for judged in whole] == [judged.right for judged in single]
     assert [judged.logp for judged in whole] == pytest.approx([judged.logp for judged in single], rel=1e-9)
+
+
+def test_many_questions_are_read_folded_and_few_are_not(
+    adapted: AdaptedModel, random_z: Callable[..., ZVectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = Mixer(adapted, [random_z(adapted.ranks, seed=1)]).z(torch.tensor([[0.0], [0.5], [1.0]]))
+    used: list[int | None] = []
+    answers = Exam._answers
+    monkeypatch.setattr(Exam, "_answers", lambda exam, *given: used.append(adapted.rows) or answers(exam, *given))
+    Exam(adapted, [asked("who?", "x")], 2).judge(z)
+    assert used == [3]
+    Exam(adapted, [asked(f"{question} {n}", "x") for n in range(30) for question in QUESTIONS], 2).judge(z)
+    assert used[1:] == [None] * (3 * 3)  # three mixes, each 150 questions in three parts
 
 
 def test_one_alpha_per_expert_is_the_mix(adapted: AdaptedModel, random_z: Callable[..., ZVectors]) -> None:
