@@ -7,7 +7,8 @@ Every run is one of t2's own training (RLOO, the same questions and sampling see
 thread, in a folder of its own under OUT. Runs that were interrupted go on, those that are done are not made again, and
 `--table` only prints what there is. At first each adapter is tried at all its rates with the first seed; the rate with
 the best checkpoint on 200 validation questions (of equal ones that with the higher mean reward) is trained with the
-other seeds too. Checkpoints are judged on the same held-out test questions, which chose nothing.
+other seeds too. Checkpoints are judged on the same held-out test questions, which chose nothing. What a run came to is
+in its result.json and test-N.json; its checkpoint, state.safetensors, is not needed any more.
 
 The difference of the adapters is that of their mean over the seeds; its interval comes from drawing the questions anew.
 
@@ -114,8 +115,20 @@ def result_of(training: TrainingRun, state: RunState, folder: RunFolder) -> Resu
     }
 
 
+def ask_base(run: Run, options: argparse.Namespace) -> None:
+    """Let the base answer the test questions of a run's task."""
+    from t2cli.cli.session import open_model
+    from t2cli.evaluation.evaluate import answers_in_use
+    from t2cli.tasks.base import load_task
+
+    task = load_task(run.task)
+    adapted = open_model(BASE, device=options.device, quiet=True)
+    right = answers_in_use(adapted, task, task.examples("test", options.test, TEST_SEED)).right
+    write(base_file(run.task, options), {"right": list(right)})
+
+
 def judge(run: Run, options: argparse.Namespace) -> None:
-    """Let the best checkpoint of a run answer the test questions, and the base where nobody asked it before."""
+    """Let the best checkpoint of a run answer the test questions; the base's answers stand for a run without one."""
     from t2cli.cli.session import open_model
     from t2cli.config import preset
     from t2cli.evaluation.evaluate import answers_in_use
@@ -123,29 +136,39 @@ def judge(run: Run, options: argparse.Namespace) -> None:
     from t2cli.training.checkpoint import RunFolder
     from t2cli.training.policy import policy_of
 
-    out, n = options.out, options.test
-    task = load_task(run.task)
-    examples = task.examples("test", n, TEST_SEED)
-    adapted = open_model(BASE, device=options.device, quiet=True)
-    of_base = out / run.task / f"base-{n}.json"
-    if not of_base.is_file():
-        with adapted.reference():
-            write(of_base, {"right": list(answers_in_use(adapted, task, examples).right)})
+    out, task = options.out, load_task(run.task)
     result = run.result(out)
     assert result is not None
     if result["best_step"]:
+        adapted = open_model(BASE, device=options.device, quiet=True)
         policy = policy_of(adapted, preset("t2", adapter=run.adapter, learning_rate=run.rate, seed=run.seed))
         state = RunFolder(run.folder(out)).load(policy.flat.numel())
         assert state is not None
         with policy.answering(state.tensors["best"]):
+            examples = task.examples("test", options.test, TEST_SEED)
             right = list(answers_in_use(policy.text_model, task, examples).right)
     else:
-        right = json.loads(of_base.read_text())["right"]
-    write(run.folder(out) / f"test-{n}.json", {"right": right})
+        right = json.loads(base_file(run.task, options).read_text())["right"]
+    write(test_file(run, options), {"right": right})
+
+
+PARTS = {"base": ask_base, "train": train, "judge": judge}
+
+
+def base_file(task: str, options: argparse.Namespace) -> Path:
+    """Return where it is kept which test questions the base has right."""
+    out: Path = options.out
+    return out / task / f"base-{options.test}.json"
+
+
+def test_file(run: Run, options: argparse.Namespace) -> Path:
+    """Return where it is kept which test questions a run has right."""
+    return run.folder(options.out) / f"test-{options.test}.json"
 
 
 def write(path: Path, record: Result) -> None:
     """Write a file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(record, indent=1))
     temporary.replace(path)
@@ -165,7 +188,7 @@ def tuned_runs(options: argparse.Namespace) -> list[Run]:
     return [Run(t, a, rate, seed) for seed in options.seeds for (t, a), rate in rates.items() if rate is not None]
 
 
-def spawn(run: Run, options: argparse.Namespace, what: str) -> None:
+def spawn(what: str, run: Run, options: argparse.Namespace) -> None:
     """Do a part of a run in a process of its own."""
     arguments = [what, run.task, run.adapter, str(run.rate), str(run.seed)]
     command = [sys.executable, __file__, str(options.out), "--steps", str(options.steps), "--test", str(options.test)]
@@ -175,37 +198,41 @@ def spawn(run: Run, options: argparse.Namespace, what: str) -> None:
     print(f"{what} {run.folder(options.out)}: {'done' if done.returncode == 0 else 'FAILED'}", flush=True)
 
 
+def make(run: Run, options: argparse.Namespace) -> None:
+    """Train and judge a run as far as that is not done. At once: its checkpoint is large, and need not be kept then."""
+    if not run.result(options.out):
+        spawn("train", run, options)
+    if run.result(options.out) and not test_file(run, options).is_file():
+        spawn("judge", run, options)
+
+
 def work(options: argparse.Namespace) -> None:
-    """Make all runs that are missing: the first seed at all rates, then the others at the best, then the tests."""
-    first = [
-        Run(task, adapter, rate, options.seeds[0])
-        for place in range(max(map(len, RATES.values())))
-        for task in options.tasks
-        for adapter, rates in RATES.items()
-        for rate in rates[place : place + 1]
-    ]
+    """Make what is missing: the base's answers, each task's first seed at all rates, then the others at the best."""
     with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(lambda run: run.result(options.out) or spawn(run, options, "train"), first))
-        tuned = tuned_runs(options)
-        list(pool.map(lambda run: run.result(options.out) or spawn(run, options, "train"), tuned))
-        waiting = [run for run in tuned if not (run.folder(options.out) / f"test-{options.test}.json").is_file()]
-        waiting = [run for run in waiting if run.result(options.out)]
-        of_base = {run.task: run for run in waiting}  # one of each task at first: it asks the base
-        list(pool.map(lambda run: spawn(run, options, "judge"), of_base.values()))
-        rest = [run for run in waiting if run not in of_base.values()]
-        list(pool.map(lambda run: spawn(run, options, "judge"), rest))
+        asked = [Run(task, "svf", 0.0, 0) for task in options.tasks if not base_file(task, options).is_file()]
+        list(pool.map(lambda run: spawn("base", run, options), asked))
+        for task in options.tasks:
+            first = [
+                Run(task, adapter, rate, options.seeds[0])
+                for pair in zip(*RATES.values(), strict=True)
+                for adapter, rate in zip(RATES, pair, strict=True)
+            ]
+            list(pool.map(lambda run: make(run, options), first))
+            tuned = [run for run in tuned_runs(options) if run.task == task]
+            list(pool.map(lambda run: make(run, options), tuned))
 
 
 def show(options: argparse.Namespace) -> None:
     """Print what every run came to, and the comparison at the chosen rates."""
     rows = []
     for path in sorted(options.out.glob("*/*/result.json")):
-        result = json.loads(path.read_text())
+        result, test = json.loads(path.read_text()), path.with_name(f"test-{options.test}.json")
         figures = [f"{result[key]:.3f}" for key in ("base_validation", "validation", "area", "last")]
+        figures.append(f"{statistics.mean(json.loads(test.read_text())['right']):.3f}" if test.is_file() else "-")
         kl = "-" if result["kl"] is None else f"{result['kl']:.2f}"
         seconds, memory = f"{result['seconds_per_step']:.1f}", f"{result['memory_mb']:.0f}"
         rows.append([f"{path.parts[-3]} {path.parts[-2]}", *figures, str(result["collapses"]), kl, seconds, memory])
-    print_table(("run", "base", "validation", "area", "last 5", "collapses", "KL", "s/step", "MB"), rows)
+    print_table(("run", "base", "validation", "area", "last 5", "test", "collapses", "KL", "s/step", "MB"), rows)
     print()
     rows = [row for task in options.tasks for adapter in RATES for row in compared(task, adapter, options)]
     print_table(("task, adapter", "rate", "test by seed", "mean", "gain", "p", "area", "numbers", "s/step", "MB"), rows)
@@ -220,7 +247,7 @@ def show(options: argparse.Namespace) -> None:
 def rights(task: str, adapter: str, options: argparse.Namespace) -> dict[Run, list[bool]]:
     """Return which test questions each judged run at the adapter's rate has right."""
     runs = [run for run in tuned_runs(options) if (run.task, run.adapter) == (task, adapter)]
-    files = {run: run.folder(options.out) / f"test-{options.test}.json" for run in runs}
+    files = {run: test_file(run, options) for run in runs}
     return {run: json.loads(file.read_text())["right"] for run, file in files.items() if file.is_file()}
 
 
@@ -240,7 +267,7 @@ def compared(task: str, adapter: str, options: argparse.Namespace) -> list[list[
     judged = rights(task, adapter, options)
     if not judged:
         return []
-    base = json.loads((options.out / task / f"base-{options.test}.json").read_text())["right"]
+    base = json.loads(base_file(task, options).read_text())["right"]
     pairs = [paired_gain(base, right) for right in judged.values()]
     results: list[Result] = [result for run in judged if (result := run.result(options.out))]
     mean = statistics.mean(pair.expert_accuracy for pair in pairs)
@@ -270,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.one:
         what, task, adapter, rate, seed = options.one
         run = Run(task, adapter, float(rate), int(seed))
-        train(run, options) if what == "train" else judge(run, options)
+        PARTS[what](run, options)
         return
     if not options.table:
         work(options)
