@@ -126,7 +126,7 @@ def verdict(result: FewShotResult) -> str:
     if result.beats_baselines:
         how = "" if mine.accuracy > theirs.accuracy else ", by the log-likelihood of the right answers alone"
         return f"the mix beats the {_named(best)} {where}{how}: {_in_words(mine)} against {_in_words(theirs)}"
-    if mine.score > theirs.score:
+    if result.is_ahead:
         return f"the mix leads the base {where} by no more than chance: {_in_words(mine)} against {_in_words(of_base)}"
     return f"the mix does not beat the {_named(best)} {where}: {_in_words(mine)} against {_in_words(theirs)}"
 

@@ -82,11 +82,14 @@ class FewShotResult:
         return max(self.baselines, key=lambda name: self.baselines[name].held_out.score)
 
     @property
+    def is_ahead(self) -> bool:
+        """Tell whether the mix answered the held-out examples better than every baseline, by however little."""
+        return self.mix.held_out.score > self.baselines[self.rival].held_out.score
+
+    @property
     def beats_baselines(self) -> bool:
         """Tell whether the mix answered the held-out examples better than every baseline, and clearly so than BASE."""
-        mix = self.mix.held_out
-        ahead = mix.score > self.baselines[self.rival].held_out.score
-        return ahead and clearly_leads(mix, self.baselines[BASE].held_out)
+        return self.is_ahead and clearly_leads(self.mix.held_out, self.baselines[BASE].held_out)
 
     @property
     def never_right(self) -> bool:

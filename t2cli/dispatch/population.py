@@ -151,10 +151,11 @@ class Exam:
 
     def _folding_pays(self, z: torch.Tensor) -> bool:
         """Tell whether forming W' for every z of (C, P) costs less than it saves."""
-        shared = common_prefix(self.prompts) if len(self.prompts) > 1 else 0
+        shared = common_prefix(self.prompts)
         read = shared + sum(len(prompt) - shared for prompt in self.prompts) + self.answer_tokens
-        vectors = self._vectors(z[-1])
-        return vectors is not None and self.adapted.folding_pays(vectors, read + self.answer_tokens)
+        written = self.answer_tokens  # about as many as in the right answers
+        changed = next((vectors for row in z if (vectors := self._vectors(row)) is not None), None)
+        return changed is not None and self.adapted.folding_pays(changed, read + written)
 
     def _vectors(self, z: torch.Tensor) -> ZVectors | None:
         """Return what z (P,) changes, None where it is the base."""

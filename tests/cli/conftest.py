@@ -26,6 +26,7 @@ from t2cli.cli.app import app
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import (
     BaseRecord,
+    DispatcherRecord,
     EvaluationRecord,
     ExpertManifest,
     FingerprintRecord,
@@ -248,3 +249,24 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
     yield open_terminal
     for each in opened:
         each.close()
+
+
+@pytest.fixture
+def dispatcher(put_tiny: Callable[..., ExpertEntry]) -> ExpertEntry:
+    """Return a dispatcher for the tiny base that tells math, story and other apart."""
+    categories = ("math", "story", "other")
+    record = DispatcherRecord("A: math. B: story. C: other.", categories, ("A", "B", "C"), 0.0, ((1,) * 3,) * 3)
+    return put_tiny("which", 5, kind="dispatcher", category="which", dispatcher=record)
+
+
+@pytest.fixture
+def two_processes() -> Callable[[list[str]], subprocess.CompletedProcess[str]]:
+    """Return a function that runs t2 in two processes, as torchrun starts them."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "t2cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run_both(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        command = [*launch, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+
+    return run_both

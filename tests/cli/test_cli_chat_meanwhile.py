@@ -14,7 +14,6 @@ import pytest
 from pipes_to_chat import Running
 
 from t2cli.registry.local import ExpertEntry
-from t2cli.registry.manifest import DispatcherRecord
 
 QUESTIONS = ("What is 1 + 2?", "Anna likes cats. Who likes cats?", "x", "What is 3 * 4?", "é" * 40)
 
@@ -74,18 +73,14 @@ def test_an_expert_that_pass_1_chose_is_removed_by_another_process(
     assert [line.split(":")[1] for line in warnings] == [f" {gone} cannot answer any more"]
 
 
-RECORD = DispatcherRecord("A: math. B: other.", ("math", "story", "other"), ("A", "B", "C"), 0.0, ((1,) * 3,) * 3)
-
-
 @pytest.mark.parametrize("jsonl", [True, False])
 def test_a_removed_dispatcher_goes_on_choosing_until_the_end(
-    jsonl: bool, running: Callable, rm: Callable, put_tiny: Callable[..., ExpertEntry]
+    jsonl: bool, running: Callable, rm: Callable, dispatcher: ExpertEntry
 ) -> None:
-    put_tiny("which", 5, kind="dispatcher", category="which", dispatcher=RECORD)
     with running(*(("--jsonl",) if jsonl else ())) as chat:
         before = [chat.ask(row(q) if jsonl else q)["dispatch"] for q in QUESTIONS]
         assert {each["strategy"] for each in before} == {"classifier"}
-        rm("which")
+        rm(dispatcher.reference)
         assert [chat.ask(row(q) if jsonl else q)["dispatch"] for q in QUESTIONS] == before  # it is in memory
         for gone in sorted({reference for each in before for reference in each["weights"]}):
             rm(gone)

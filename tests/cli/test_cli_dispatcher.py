@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +10,6 @@ import pytest
 
 from t2cli.paths import t2_home
 from t2cli.registry.local import ExpertEntry, LocalRegistry
-from t2cli.registry.manifest import DispatcherRecord
 from t2cli.registry.vectors import read_z
 
 TASK = """\
@@ -32,8 +28,6 @@ max_new_tokens: 8
 answer: {kind: exact}
 source: {kind: jsonl, file: %s.jsonl}
 """
-CATEGORIES = ("math", "story", "other")
-RECORD = DispatcherRecord("A: math. B: story. C: other.", CATEGORIES, ("A", "B", "C"), 0.0, ((1,) * 3,) * 3)
 FAST = ("--preset", "paper", "--steps", "10", "--learning-rate", "0.05", "--quiet")  # a tiny model needs long steps
 
 
@@ -47,11 +41,6 @@ def task(tmp_path: Path) -> Path:
     (tmp_path / "general.json").write_text(json.dumps([f"ZZZZ {number} zzzz" for number in range(3000)]))
     (tmp_path / "which.yaml").write_text(TASK)
     return tmp_path / "which.yaml"
-
-
-@pytest.fixture
-def dispatcher(put_tiny: Callable[..., ExpertEntry]) -> ExpertEntry:
-    return put_tiny("which", 5, kind="dispatcher", category="which", dispatcher=RECORD)
 
 
 def test_no_strategy_is_measured_on_it(
@@ -86,16 +75,13 @@ def test_it_is_trained_shown_verified_and_listed(run: Callable, task: Path, base
     }
 
 
-def test_two_processes_learn_the_same(run: Callable, task: Path, base: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_the_same(
+    run: Callable, two_processes: Callable, task: Path, base: Path, tmp_path: Path
+) -> None:
     train = ["train", "--task", str(task), "--base", str(base), *FAST, "--json"]
     result = run(*train, "--registry", tmp_path / "alone")
     assert result.exit_code == 0, result.stderr
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "t2cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [*launch, *train, "--registry", str(tmp_path / "two")],
-        capture_output=True, text=True, env=environment, check=False, timeout=240,
-    )  # fmt: skip
+    done = two_processes([*train, "--registry", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [each["expert"] for each in said] == ["which@1"]  # one process talks

@@ -277,7 +277,7 @@ def test_where_an_expert_of_the_mix_in_use_is_removed_nothing_stands_in(
     places = ["--base", str(counting_folder), "--registry", str(tmp_path / "experts")]
     command = [sys.executable, "-m", "t2cli", "chat", "--json", "--adapt", "few-shot", "--examples", str(few), *places]
     question, pipe = json.dumps({"prompt": "what"}) if jsonl else "what", subprocess.PIPE
-    with subprocess.Popen([*command, *["--jsonl"][: int(jsonl)]], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen([*command, *(["--jsonl"] if jsonl else [])], stdin=pipe, stdout=pipe, stderr=pipe) as process:
         chat = Running(process)
         first = chat.ask(question)["dispatch"]
         assert first["strategy"] == "few-shot"

@@ -361,11 +361,10 @@ def test_without_tensorboard_it_says_how_to_get_it(
     assert runs(tmp_path) == []
 
 
-def test_torchrun_publishes_once_and_one_process_talks(options: list[str], tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "t2cli"]
-    command = [*launch, "train", *options, *FAST, "--json", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+def test_torchrun_publishes_once_and_one_process_talks(
+    two_processes: Callable, options: list[str], tmp_path: Path
+) -> None:
+    result = two_processes(["train", *options, *FAST, "--json", "--device", "cpu"])
     assert result.returncode == 0, result.stderr
     (entry,) = published()
     assert json.loads(result.stdout)["digest"] == entry.digest  # one object: it would not parse otherwise
