@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from decomposed import bases_in, located, run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,33 +19,14 @@ from t2cli.files import claimed
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import load_base
 from t2cli.models.basis_cache import (
-    Decomposition,
     basis_folder,
     decompose,
     load_bases,
-    load_basis,
     singular_values,
 )
-from t2cli.models.catalog import BaseFiles, locate
-from t2cli.models.identity import BaseIdentity, identify
-from t2cli.models.targets import Target, checkpoint_targets
 from t2cli.svf.basis import basis_of, fold
 
 ALL = DecomposeConfig()
-
-
-def located(folder: Path) -> tuple[BaseFiles, BaseIdentity, list[Target]]:
-    files = locate(str(folder))
-    return files, identify(files, quiet=True), checkpoint_targets(files.folder)
-
-
-def run(folder: Path, selection: str = "all") -> Decomposition:
-    files, identity, _ = located(folder)
-    return decompose(files, identity, DecomposeConfig(selection=selection), quiet=True)
-
-
-def bases_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[!.]*.safetensors"))
 
 
 def test_only_what_is_asked_for_is_made_and_no_config_is_needed_then(copied: Callable[..., Path]) -> None:
@@ -124,85 +105,6 @@ def test_changed_weights_get_bases_of_their_own(copied: Callable[..., Path]) -> 
     after = run(folder)
     assert after.folder != before.folder
     assert after.computed == 14
-
-
-def damage(path: Path, how: str) -> None:
-    content = path.read_bytes()
-    if how == "truncated":
-        path.write_bytes(content[:-7])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "noise":
-        path.write_bytes(bytes(range(256)) * 8)
-    elif how == "missing":
-        path.unlink()
-    elif how == "another weight":
-        shutil.copy(path.with_name(path.name.replace("layers.1", "layers.0")), path)
-    elif how == "longer":
-        path.write_bytes(content + bytes(8))
-    else:
-        length = int.from_bytes(content[:8], "little")
-        tensors, metadata = load_file(path), json.loads(content[8 : 8 + length])["__metadata__"]
-        if how == "other format":
-            metadata["format"] = "t2.basis/1"
-        elif how == "no format":
-            metadata = {}
-        elif how == "other base":
-            metadata["base"] = "0" * 64
-        elif how == "other side":
-            metadata["side"] = "output"
-        elif how == "other shape":
-            tensors["Q"] = tensors["Q"][:-1].contiguous()
-        elif how == "other precision":
-            tensors["Q"] = tensors["Q"].half()
-        elif how == "no S":
-            del tensors["S"]
-        save_file(tensors, path, metadata)
-
-
-DAMAGES = [
-    "truncated",
-    "empty",
-    "noise",
-    "missing",
-    "longer",
-    "another weight",
-    "other format",
-    "no format",
-    "other base",
-    "other side",
-    "other shape",
-    "other precision",
-    "no S",
-]
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-def test_damaged_basis_is_refused_by_its_path_and_made_again(how: str, base_folder: Callable[[str], Path]) -> None:
-    folder = run(base_folder("llama")).folder
-    whole = {path: path.read_bytes() for path in bases_in(folder)}
-    _, identity, targets = located(base_folder("llama"))
-    path = folder / "model.layers.1.mlp.up_proj.weight.safetensors"  # 48 x 32: the input side
-    damage(path, how)
-    with pytest.raises(CorruptArtifactError, match=re.escape(str(path))) as caught:
-        load_bases(identity, targets)
-    assert caught.value.exit_code == 5
-    assert "t2 decompose" in caught.value.hint
-    assert run(base_folder("llama")).computed == 1
-    assert {path: path.read_bytes() for path in bases_in(folder)} == whole
-
-
-def test_a_model_makes_damaged_bases_again(base_folder: Callable[[str], Path]) -> None:
-    folder = run(base_folder("llama")).folder
-    paths = bases_in(folder)
-    whole = {path: path.read_bytes() for path in paths}
-    damage(paths[3], "truncated")
-    damage(paths[8], "other format")
-    adapted = AdaptedModel(load_base(str(base_folder("llama")), device="cpu"))
-    adapted.prepare(quiet=True)
-    assert {path: path.read_bytes() for path in paths} == whole
-    for target in adapted.targets:
-        assert torch.equal(adapted.layers[target.weight].require_basis().S, load_basis(adapted.base.identity, target).S)
 
 
 def test_files_are_what_safetensors_reads(base_folder: Callable[[str], Path]) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from interruptions import Heard, InterruptedFolder, KilledAtTheEnd
 from odd_task import SMALL, OddTask, spec_of, start
+from resumed_runs import Open, assert_same, resumed
 
 from t2cli.config import TrainConfig
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.evaluation.evaluate import compare
 from t2cli.models.adapted import AdaptedModel
-from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.registry.local import LocalRegistry
 from t2cli.registry.vectors import read_z, z_to_bytes
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example
@@ -25,52 +25,11 @@ from t2cli.training.loop import TrainingRun, check_examples
 from t2cli.training.metrics import Silent, StepRecord
 from t2cli.training.publish import SHOWN_FROM, Trained
 
-Open = Callable[[], AdaptedModel]
-TIMES = ("seconds", "elapsed", "eta", "tokens_per_second")
-
-
-def lines_of(run: TrainingRun) -> list[dict[str, object]]:
-    """Return metrics.jsonl without the times, which are never the same."""
-    records = [asdict(record) for record in run.folder.metrics.read()]
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
-
-
-def made(entry: ExpertEntry) -> dict[str, object]:
-    """Return the manifest without its times and its version."""
-    record = entry.manifest.to_dict()
-    training = record["training"]
-    assert isinstance(training, dict)
-    del training["seconds"], record["created"], record["version"]
-    return record
-
-
-def assert_same(trained: Trained, run: TrainingRun, other: Trained, other_run: TrainingRun) -> None:
-    assert trained.entry.z_bytes() == other.entry.z_bytes()
-    assert made(trained.entry) == made(other.entry)
-    assert lines_of(run) == lines_of(other_run)
-    state, wanted = run.folder.load(), other_run.folder.load()
-    assert state is not None
-    assert wanted is not None
-    assert replace(state, seconds=0, tensors={}) == replace(wanted, seconds=0, tensors={})
-    for name, tensor in wanted.tensors.items():
-        assert torch.equal(state.tensors[name], tensor), name
-
 
 @pytest.fixture
 def whole(open_counting: Open, registry: LocalRegistry) -> tuple[Trained, TrainingRun]:
     """Return a run that nothing interrupted."""
     run = start(open_counting())
-    return run.run(registry), run
-
-
-def resumed(first: TrainingRun, open_counting: Open, registry: LocalRegistry) -> tuple[Trained, TrainingRun]:
-    """Interrupt `first` where it was told to be, and finish it as another process would."""
-    with pytest.raises(KeyboardInterrupt):
-        first.run(registry)
-    again = open_counting()
-    folder = run_to_resume(again.base.identity.folder_name, "odd")
-    assert folder.path == first.folder.path
-    run = start(again, folder=folder)
     return run.run(registry), run
 
 
@@ -275,53 +234,6 @@ def test_z_on_disk_is_the_vector_that_was_trained(whole: tuple[Trained, Training
     z = read_z(whole[0].entry)
     assert isinstance(z, ZVectors)
     assert float((z.flat() - 1).abs().max()) > 0.01
-
-
-class Noting(Heard):
-    """A listener that keeps the lines, too."""
-
-    def __init__(self, *, after_step: int | None = None) -> None:
-        super().__init__(after_step=after_step)
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-WILD = replace(SMALL, steps=12, learning_rate=0.4, validate_every=1, patience=2)  # gets better, and worse again
-
-
-def test_a_run_ends_when_no_better_checkpoint_comes(open_counting: Open, registry: LocalRegistry) -> None:
-    heard = Noting()
-    run = start(open_counting(), WILD, listener=heard)
-    trained = run.run(registry)
-    seen = [record.validation or 0.0 for record in run.folder.metrics.read()]
-    best = max(range(len(seen)), key=lambda index: seen[index])
-    assert len(seen) == best + 1 + WILD.patience == trained.steps < WILD.steps
-    assert heard.notes[-1] == (
-        f"ended early, after step {trained.steps}: none of the last 2 validations found anything better than "
-        f"the checkpoint of step {best + 1}"
-    )
-    assert run.folder.finished
-    long = start(open_counting(), replace(WILD, patience=0)).run(registry)
-    assert long.steps == WILD.steps
-
-
-def test_patience_survives_an_interrupt(open_counting: Open, registry: LocalRegistry) -> None:
-    whole_run = start(open_counting(), WILD)
-    whole = whole_run.run(registry)
-    for step in (whole.steps - 1, whole.steps):  # with one validation to go, and when it has ended
-        first = start(open_counting(), WILD, listener=Heard(after_step=step))
-        assert_same(*resumed(first, open_counting, registry), whole, whole_run)
-
-
-def test_a_run_that_never_gets_better_ends_early_with_nothing(counting: AdaptedModel, registry: LocalRegistry) -> None:
-    heard = Noting()
-    run = start(counting, replace(WILD, learning_rate=0.0), listener=heard)
-    with pytest.raises(T2Error, match="no checkpoint was better"):
-        run.run(registry)
-    assert heard.notes[-1].endswith("found anything better than the base")
-    assert len(run.folder.metrics.read()) == 2
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on(open_counting: Open, registry: LocalRegistry) -> None:
