@@ -98,17 +98,19 @@ def extract_code(completion: str, suite: Suite) -> str:
 
     It is the first fenced block that defines the entry (or anything, where the suite names none), else
     what looks like code without a fence: from the first definition or import to the first line that is
-    prose. Where the suite has a prefix, code that does not define the entry goes on with it: it ends at the
-    first line that is not indented.
+    prose. Where the suite has a prefix, code that does not define the entry goes on with it: a block that lost the
+    indentation of a function's body is indented, anything else ends at the first line that is not indented.
     """
-    defines = re.compile(rf"^\s*(?:async\s+)?def\s+{re.escape(suite.entry) if suite.entry else ''}", re.MULTILINE)
+    entry = rf"{re.escape(suite.entry)}\b" if suite.entry else ""
+    defines = re.compile(rf"^\s*(?:async\s+)?def\s+{entry}", re.MULTILINE)
     blocks = [textwrap.dedent(body) for language, body in _FENCE.findall(completion)]
     chosen = next((block for block in blocks if defines.search(block)), blocks[0] if blocks else None)
     if chosen is not None and (not suite.prefix or defines.search(chosen)):
         return f"{suite.prefix}\n{chosen}" if suite.prefix else chosen
     text = completion if chosen is None else chosen
     if suite.prefix and not defines.search(text):
-        return suite.prefix + _continuation(text)
+        is_body = chosen is not None and _is_body(chosen)
+        return suite.prefix + (textwrap.indent(text, "    ") if is_body else _continuation(text))
     if (begins := _CODE_BEGINS.search(text)) is None:
         return ""
     lines = []
@@ -117,6 +119,22 @@ def extract_code(completion: str, suite: Suite) -> str:
             break
         lines.append(line)
     return "\n".join([suite.prefix, *lines]) if suite.prefix else "\n".join(lines)
+
+
+_OPENS = re.compile(r"[:,(\[{\\]\s*(?:#.*)?$")
+
+
+def _is_body(block: str) -> bool:
+    """Tell whether a block is a function's body that lost its indentation, and not only that of its first line."""
+    lines = [line for line in block.splitlines() if line.strip()]
+    depths = [len(line) - len(line.lstrip()) for line in lines]
+    if not lines or depths[0] > 0:
+        return False
+    if len(lines) == 1 or depths[1] == 0:
+        return True
+    # What is indented below an open line may still be the rest of a body, where a later line goes back half-way.
+    is_cut = lines[0].rstrip().endswith(":") and any(0 < depth < depths[1] for depth in depths)
+    return _OPENS.search(lines[0]) is not None and not is_cut
 
 
 def _continuation(text: str) -> str:

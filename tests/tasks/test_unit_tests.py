@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def test_code_is_found(completion: str, suite: Suite, code: str) -> None:
     assert extract_code(completion, suite).strip() == code
 
 
+def test_a_longer_name_is_not_the_entry() -> None:
+    helper, wanted = "def f_helper(x):\n    return x", DEFINITION
+    suite = Suite(PLAIN.tests, entry="f")
+    assert extract_code(f"```\n{helper}\n```\n```\n{wanted}\n```", suite).strip() == wanted
+
+
+NESTED = "total = x\nfor each in [1]:\n    if each:\n        total += each\nreturn total"
+
 CONTINUED = {
     "as it should": "    return x + 1\n",
     "without its first indent": "return x + 1",
@@ -45,6 +54,13 @@ CONTINUED = {
     "no indent at all": "y = x\nreturn y + 1",
     "and on to the next": "    return x + 1\n\n\ndef g(x):\n    return 1 / 0\n\nprint(1 / 0)",
     "fenced body": "```python\n    return x + 1\n```",
+    "fenced body with blocks": f"```python\n{NESTED}\n```",
+    "indented fenced body with blocks": "```python\n" + textwrap.indent(NESTED, "    ") + "\n```",
+    "fenced body that is a block": "```python\nfor each in [1]:\n    return x + each\n```",
+    "fenced body of several lines in brackets": "```python\nreturn sum([\n    x,\n    1,\n])\n```",
+    "fenced body without its first indent": "```python\ny = x\n    if y:\n        y += 1\n    return y\n```",
+    "fenced block without its first indent": "```python\nfor each in [1]:\n        x += each\n    return x\n```",
+    "fenced body and a call": "```python\n    return x + 1\n\nprint(f(1))\n```",
     "whole": f"```python\n{DEFINITION}\n```",
     "whole without fence": f"{DEFINITION}\n\nIt adds one.",
 }
