@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from t2cli.config import SamplingConfig
-from t2cli.dispatch.conversation import encoded
 from t2cli.dispatch.decision import Decision, Messages, Strategy
-from t2cli.dispatch.two_pass import Answer, TwoPass, too_long
+from t2cli.dispatch.two_pass import Answer, TwoPass
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.generate import chunks, continued, draw, generate
+from t2cli.models.generate import chunks, continued, draw, generate, left_for
 from t2cli.models.memory import Room
 from t2cli.models.reading import Group, may_read_in_groups, read_in_groups
 from t2cli.svf.zvector import ZVectors
@@ -66,25 +65,25 @@ def answer_each(
     answers. Answers are what `TwoPass.answer` says of each question alone, up to rounding; at a temperature each draws
     the same random numbers as alone.
     """
-    readable: list[tuple[int, list[int]]] = []
+    readable: list[tuple[int, list[int], int]] = []  # place, tokens, room for an answer
     for place, question in enumerate(questions):
         try:
-            readable.append((place, _encoded(two_pass, question.messages)))
+            ids = two_pass.adapted.base.encode(question.messages)
+            readable.append((place, ids, left_for(two_pass.adapted.base, ids)))
         except T2Error as error:
             yield place, error
-    decisions = decide_all([questions[place] for place, _ in readable])
+    decisions = decide_all([questions[place] for place, *_ in readable])
     rows: list[_Row] = []
-    for (place, ids), decision in zip(readable, decisions, strict=True):
-        limit = min(sampling.max_new_tokens, two_pass.adapted.base.context - len(ids))
+    for (place, ids, room), decision in zip(readable, decisions, strict=True):
         try:
-            rows.append(_Row(place, ids, limit, decision, two_pass.z_of(decision.weights)))
+            rows.append(_Row(place, ids, min(sampling.max_new_tokens, room), decision, two_pass.z_of(decision.weights)))
         except T2Error as error:
             yield place, error
     if any(row.z is not None for row in rows):
         two_pass.adapted.prepare(quiet=two_pass.quiet)
-    room = Room(batch, "questions")
+    at_once = Room(batch, "questions")
     for part in batches(rows, batch):
-        for answered in room.over(part, lambda few: _answered(two_pass, few, sampling)):
+        for answered in at_once.over(part, lambda few: _answered(two_pass, few, sampling)):
             yield from answered.items()
 
 
@@ -118,15 +117,6 @@ def batches(rows: Sequence[_Row], size: int) -> Iterator[Sequence[_Row]]:
     yield from chunks(sorted(left, key=lambda row: len(row.ids)), size)
 
 
-def _encoded(two_pass: TwoPass, messages: Messages) -> list[int]:
-    """Return a chat's tokens. Raises UsageError where the model's template refuses it, or no room is left."""
-    base = two_pass.adapted.base
-    ids = encoded(base, messages)
-    if len(ids) >= base.context:
-        raise too_long(base, len(ids))
-    return ids
-
-
 def _answered(two_pass: TwoPass, rows: Sequence[_Row], sampling: SamplingConfig) -> dict[int, Answer | T2Error]:
     """Return the answers of a batch by place. One row's numbers that overflow end the batch: then each goes alone."""
     try:
@@ -147,7 +137,8 @@ def _generated(two_pass: TwoPass, rows: Sequence[_Row], sampling: SamplingConfig
         last[row] = time.monotonic()
         first.setdefault(row, last[row])
 
-    one, limits, draws = rows[0].z, [row.limit for row in rows], _draws(len(rows), sampling)
+    one, limits = rows[0].z, [row.limit for row in rows]
+    draws = _draws(len(rows), replace(sampling, max_new_tokens=max(limits)))
     prompts = [row.ids for row in rows]
     if any(row.z is not one for row in rows):
         with torch.inference_mode():
@@ -160,7 +151,7 @@ def _generated(two_pass: TwoPass, rows: Sequence[_Row], sampling: SamplingConfig
     ended = time.monotonic()
     return {
         row.place: Answer(
-            base.decode(list(completion.ids[: -1 if completion.ended else None])),  # an end token may have a text
+            base.decode(completion.ids),
             row.decision,
             row.decision.seconds + first.get(index, ended) - started,
             last.get(index, ended) - started,
@@ -195,7 +186,10 @@ def _groups(adapted: AdaptedModel, rows: Sequence[_Row]) -> list[Group]:
 
 
 def _draws(rows: int, sampling: SamplingConfig) -> torch.Tensor | None:
-    """Return the random numbers (rows, max_new_tokens) of questions that each draw as alone; None where greedy."""
+    """Return the random numbers (rows, T) of questions that each draw as alone; None where greedy.
+
+    T is the most tokens that a row may get.
+    """
     if sampling.temperature <= 0:
         return None
     return draw(1, sampling, torch.Generator().manual_seed(sampling.seed)).expand(rows, -1)

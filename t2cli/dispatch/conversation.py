@@ -5,19 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from t2cli.dispatch.decision import Messages
-from t2cli.errors import UsageError
 from t2cli.models.base import BaseModel
-
-
-def encoded(base: BaseModel, messages: Messages) -> list[int]:
-    """Return a chat's tokens. Raises UsageError where the model's template refuses it."""
-    from jinja2 import TemplateError
-
-    try:
-        return base.encode(messages)
-    except TemplateError as error:
-        hint = "write the messages as this base expects them"
-        raise UsageError(f"the template of {base.identity.name} refuses this chat: {error}", hint=hint) from error
 
 
 def fitted(base: BaseModel, messages: Messages, new_tokens: int) -> tuple[Messages, int]:
@@ -33,7 +21,7 @@ def fitted(base: BaseModel, messages: Messages, new_tokens: int) -> tuple[Messag
     def without(turns: int) -> Messages:
         return [*system, *messages[begins[turns] :]] if turns else messages
 
-    if len(begins) < 2 or len(encoded(base, messages)) <= room:
+    if len(begins) < 2 or len(base.encode(messages)) <= room:
         return messages, 0
     # what is left shrinks with every turn that goes
     dropped = bisect_left(

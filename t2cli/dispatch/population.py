@@ -199,7 +199,7 @@ class Exam:
 
     def _is_right(self, place: int, completion: Completion) -> bool:
         """Judge an answer; as in training, one that did not end is wrong."""
-        text = self.adapted.base.decode(list(completion.ids))
+        text = self.adapted.base.decode(completion.ids)
         right = completion.ended and self.examples[place].is_right(text)
         if right:
             self.longest_right = max(self.longest_right, len(completion.ids))

@@ -16,11 +16,10 @@ from t2cli.dispatch.categories import categories_of
 from t2cli.dispatch.decision import FEW_SHOT, Decision, Messages, Strategy
 from t2cli.dispatch.fixed import FixedStrategy
 from t2cli.dispatch.mixing import find_members, mixed
-from t2cli.errors import NotFoundError, UsageError
+from t2cli.errors import NotFoundError
 from t2cli.lookup import load
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.base import BaseModel
-from t2cli.models.generate import Stop, generate
+from t2cli.models.generate import Stop, generate, left_for
 from t2cli.registry.local import LocalRegistry
 from t2cli.registry.resolve import ForBase, Resolver
 from t2cli.registry.vectors import read_z
@@ -129,9 +128,7 @@ class TwoPass:
         started = time.monotonic()
         base = self.adapted.base
         ids = base.encode(messages)
-        room = base.context - len(ids)
-        if room < 1:
-            raise too_long(base, len(ids))
+        room = left_for(base, ids)
         first: list[float] = []
         stream = _Stream(base.decode, on_text)
 
@@ -176,18 +173,10 @@ class TwoPass:
         return self._mixes[key]
 
 
-def too_long(base: BaseModel, tokens: int) -> UsageError:
-    """Return the error for a chat that leaves no room for an answer."""
-    return UsageError(
-        f"the prompt has {tokens} tokens and {base.identity.name} reads at most {base.context}",
-        hint="shorten it, or use a base with a longer context",
-    )
-
-
 class _Stream:
     """Text of a growing list of tokens, handed on in pieces that never change afterwards."""
 
-    def __init__(self, decode: Callable[[list[int]], str], on_text: OnText | None) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], on_text: OnText | None) -> None:
         self._decode, self._on_text = decode, on_text
         self._ids: list[int] = []
         self._shown = ""

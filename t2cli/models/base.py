@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from t2cli.errors import CorruptArtifactError, T2Error, UsageError
@@ -39,19 +40,57 @@ class BaseModel:
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Return the token ids of a chat up to where the assistant's answer begins.
 
-        Without a chat template the last message is the prompt; UsageError if it has no tokens.
+        Without a chat template the last message is the prompt. Where the template has no system role, the system text
+        stands before the first question. Raises UsageError for a prompt without tokens, and for a chat that the
+        template refuses.
         """
+        from jinja2 import TemplateError
+
         if self.tokenizer.chat_template is None:  # a plain language model: the last message is the prompt
             ids = list(self.tokenizer(messages[-1]["content"])["input_ids"])
             if not ids:
                 raise UsageError("the prompt is empty", hint="give some text to continue")
             return ids
+        try:
+            if messages[0]["role"] == "system" and not self.has_system_role:
+                return self._templated(_without_system_role(messages))
+            return self._templated(messages)
+        except TemplateError as error:
+            raise UsageError(
+                f"the template of {self.identity.name} refuses this chat: {error}",
+                hint="write the messages as this base expects them",
+            ) from error
+
+    @cached_property
+    def has_system_role(self) -> bool:
+        """Tell whether there is a chat template that takes a system text, and keeps it."""
+        from jinja2 import TemplateError
+
+        if self.tokenizer.chat_template is None:
+            return False
+        asked = {"role": "user", "content": "?"}
+        try:
+            return self._templated([{"role": "system", "content": "1"}, asked]) != self._templated([asked])
+        except TemplateError:
+            return False
+
+    def _templated(self, messages: list[dict[str, str]]) -> list[int]:
         encoded: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
 
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of generated token ids without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of generated token ids without special tokens and the end token, which may be none of these."""
+        kept = list(ids[:-1] if ids and ids[-1] in self.eos else ids)
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _without_system_role(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the messages with their leading system texts before the first other one's own text."""
+    first = next((place for place, message in enumerate(messages) if message["role"] != "system"), None)
+    if first is None:
+        return messages
+    text = "\n\n".join(message["content"] for message in messages[: first + 1])
+    return [{**messages[first], "content": text}, *messages[first + 1 :]]
 
 
 def resolve_device(device: str) -> torch.device:

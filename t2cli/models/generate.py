@@ -14,7 +14,8 @@ import torch
 from transformers import DynamicCache
 
 from t2cli.config import SamplingConfig
-from t2cli.errors import DivergedError
+from t2cli.errors import DivergedError, UsageError
+from t2cli.models.base import BaseModel
 from t2cli.models.memory import Room
 from t2cli.models.reading import read
 from t2cli.models.text_model import TextModel
@@ -49,11 +50,13 @@ def generate(
 
     `on_token(row, id)` is called as tokens come. Sampling at a temperature takes a number per row and token of `draws`
     (see `draw`), by default drawn from `generator`: what a row says does not depend on the rows beside it. `limits`
-    are the most new tokens of each row, where they differ. A row also ends with the token after which `stop` finds it
-    complete.
+    are the most new tokens of each row, where they differ; no row gets more than the base can read. A row also ends
+    with the token after which `stop` finds it complete. Raises UsageError for a prompt that leaves no room for a token.
     """
     if not all(prompts):
         raise ValueError("a prompt needs at least one token")
+    room = [left_for(adapted.base, prompt) for prompt in prompts for _ in range(copies)]
+    most = list(map(min, limits or [sampling.max_new_tokens] * len(room), room))
     if adapted.rows not in (None, len(prompts)):
         raise ValueError(f"{adapted.rows} rows have experts of their own, and there are {len(prompts)} prompts")
     with adapted.rows_kept():
@@ -65,8 +68,18 @@ def generate(
             logits, mask = logits[index], mask[index]
         if draws is None and sampling.temperature > 0:
             draws = draw(len(logits), sampling, generator)
-        most = list(limits) if limits is not None else [sampling.max_new_tokens] * len(logits)
         return continued(adapted, logits, cache, mask, sampling, most, draws, on_token, stop)
+
+
+def left_for(base: BaseModel, prompt: Sequence[int]) -> int:
+    """Return how many tokens an answer to a prompt may have. Raises UsageError where that is none."""
+    room = base.context - len(prompt)
+    if room < 1:
+        raise UsageError(
+            f"the prompt has {len(prompt)} tokens and {base.identity.name} reads at most {base.context}",
+            hint="shorten it, or use a base with a longer context",
+        )
+    return room
 
 
 def draw(rows: int, sampling: SamplingConfig, generator: torch.Generator | None) -> torch.Tensor:
@@ -112,10 +125,12 @@ def continued(
             adapted.select_rows(keep)
             chosen, mask, rows = chosen[keep], mask[keep], [rows[place] for place in alive]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        # rows that have ended stay for a while, and must not be read beyond the last position of a learned embedding
+        positions = (mask.sum(dim=1, keepdim=True) - 1).clamp_max(adapted.base.context - 1)
         output = adapted.model(
             input_ids=chosen.unsqueeze(1),
             attention_mask=mask,
-            position_ids=mask.sum(dim=1, keepdim=True) - 1,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )

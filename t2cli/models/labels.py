@@ -33,14 +33,13 @@ class LabelPrompt:
         self.base = base
         self.instruction = instruction
         self.labels = _first_tokens(base, labels)
-        self._separate = _has_system_role(base)
         first, second = (self.encode(probe) for probe in PROBES)
         self.beginning = first[: common_prefix([first, second])]
 
     def encode(self, question: str) -> list[int]:
         """Return the tokens up to where the answer begins; of a long question its beginning and its end."""
         text = self._shortened(question.strip())
-        if self._separate:
+        if self.base.has_system_role:
             system = {"role": "system", "content": self.instruction}
             return self.base.encode([system, {"role": "user", "content": text}])
         if self.base.tokenizer.chat_template is None:
@@ -144,16 +143,3 @@ def _first_tokens(base: BaseModel, labels: Sequence[str]) -> list[int]:
             hint="use labels that begin with different letters",
         )
     return first
-
-
-def _has_system_role(base: BaseModel) -> bool:
-    """Tell whether the template of a base takes a system text, and keeps it."""
-    from jinja2 import TemplateError
-
-    if base.tokenizer.chat_template is None:
-        return False
-    asked = {"role": "user", "content": "?"}
-    try:
-        return base.encode([{"role": "system", "content": "1"}, asked]) != base.encode([asked])
-    except TemplateError:
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,33 @@ def test_special_tokens_are_left_out_of_the_answer(load: Load) -> None:
     base = load("llama")
     ids = base.tokenizer("sum: 7")["input_ids"]
     assert base.decode([*ids, base.tokenizer.eos_token_id]) == "sum: 7"
+
+
+def test_an_end_token_with_a_text_is_no_part_of_the_answer(load: Load) -> None:
+    base = load("llama")
+    ids = base.tokenizer("sum: 7!")["input_ids"]
+    assert replace(base, eos=frozenset({ids[-1]})).decode(ids) == "sum: 7"
+
+
+@pytest.mark.parametrize(
+    "refusal", ["{{ raise_exception('no') if messages[0].role == 'system' }}", "{% set messages = messages[-1:] %}"]
+)
+def test_a_system_text_stands_before_the_question_where_the_template_has_no_place_for_it(
+    refusal: str, load: Load
+) -> None:
+    base = load("llama")
+    base.tokenizer.chat_template = refusal + base.tokenizer.chat_template
+    given = [{"role": "system", "content": "sum"}, {"role": "system", "content": "it"}, *CHAT]
+    assert base.encode(given) == base.encode([{"role": "user", "content": f"sum\n\nit\n\n{CHAT[0]['content']}"}])
+    assert len(given) == 3
+    assert "sum" not in base.tokenizer.decode(base.encode(CHAT)).split("what")[0]
+
+
+def test_a_chat_that_the_template_refuses_is_a_usage_error(load: Load) -> None:
+    base = load("llama")
+    base.tokenizer.chat_template = "{{ raise_exception('no chats today') }}"
+    with pytest.raises(UsageError, match=r"the template of llama refuses this chat: no chats today"):
+        base.encode(CHAT)
 
 
 def test_without_a_chat_template_the_last_message_is_the_prompt(load: Load) -> None:

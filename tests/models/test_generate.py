@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from t2cli.config import SamplingConfig
-from t2cli.errors import T2Error
+from t2cli.errors import T2Error, UsageError
 from t2cli.models import reading as module
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, choose, draw, generate, greedy_in_batches
@@ -176,6 +176,19 @@ def test_number_of_new_tokens_is_kept(count: int, adapt: Adapt) -> None:
     with_eos(adapted)
     found = generate(adapted, UNLIKE, SamplingConfig(max_new_tokens=count))
     assert [len(completion.ids) for completion in found] == [count] * 3
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama"])  # of which the first has no embedding beyond its context
+def test_no_row_is_read_beyond_the_context(variant: str, adapt: Adapt) -> None:
+    adapted = adapt(variant, double=True)
+    with_eos(adapted)
+    long = [7] * (adapted.base.context - 2)
+    alone = ids_of(generate(adapted, [[5, 9]], GREEDY))
+    found = ids_of(generate(adapted, [[5, 9]] * 4 + [long], GREEDY))  # four of five: the long one stays for a while
+    assert found[:4] == alone * 4
+    assert len(found[4]) == 2
+    with pytest.raises(UsageError, match=f"reads at most {adapted.base.context}"):
+        generate(adapted, [[5, 9], [*long, 1, 2]], GREEDY)
 
 
 def test_prompt_without_tokens_is_refused(adapt: Adapt) -> None:
