@@ -132,6 +132,14 @@ def test_tests_that_call_nothing_prove_nothing(bench: Bench) -> None:
 
 
 @needs_sandbox
+def test_code_that_draws_at_random_gets_the_same_verdict_again(bench: Bench) -> None:
+    code = "import random\ndef f():\n    return random.randint(0, 10**12)"
+    drawn = {bench.judge(Suite("assert False, f()"), code).reason for _ in range(3)}
+    assert len(drawn) == 1, drawn
+    assert bench.judge(Suite("import random\nassert f() != random.randint(0, 10**12)"), code).passed
+
+
+@needs_sandbox
 def test_many_are_judged_in_order_by_several_at_a_time() -> None:
     right = [i % 3 == 0 for i in range(30)]
     codes = [f"def f(x):\n    return x + {1 if each else i}" for i, each in enumerate(right, start=2)]
