@@ -102,9 +102,11 @@ class MetricsFile:
         return records
 
     def read(self) -> list[StepRecord]:
-        """Return all records. Raises T2Error if a line is none."""
+        """Return all records, none before the first step has ended. Raises T2Error if a line is none."""
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             return [StepRecord(**json.loads(line)) for line in lines]
+        except FileNotFoundError:
+            return []
         except (OSError, ValueError, TypeError) as error:
             raise T2Error(f"{self.path} is no metrics file: {error}", hint="the run's other files are whole") from error

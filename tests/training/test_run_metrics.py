@@ -48,10 +48,11 @@ def test_bytes_that_are_no_text_are_dropped(metrics: MetricsFile) -> None:
     assert metrics.read() == [record(1), record(2), record(3)]
 
 
-def test_without_a_file_there_is_nothing_to_cut(tmp_path: Path) -> None:
+def test_without_a_file_there_is_nothing_to_cut_or_to_read(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.cut_after(3)
     assert not file.path.exists()
+    assert file.read() == []
 
 
 def test_a_damaged_file_is_said_to_be_one(metrics: MetricsFile) -> None:
