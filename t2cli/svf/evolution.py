@@ -17,7 +17,12 @@ from __future__ import annotations
 
 import torch
 
-_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
+STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
+
+
+def seed_of_step(seed: int, step: int) -> int:
+    """Return the seed of a training step's random numbers, from 0 to 2**63 - 1, from that of its run."""
+    return (seed * STRIDE + step) % (1 << 63)
 
 
 def perturbations(seed: int, step: int, population: int, parameters: int, sigma: float) -> torch.Tensor:
@@ -31,7 +36,7 @@ def perturbations(seed: int, step: int, population: int, parameters: int, sigma:
     if parameters < 1:
         raise ValueError("there is nothing to perturb")
     _check_sigma(sigma)
-    generator = torch.Generator().manual_seed((seed * _STRIDE + step) % (1 << 63))
+    generator = torch.Generator().manual_seed(seed_of_step(seed, step))
     half = sigma * torch.randn(population // 2, parameters, generator=generator)  # (N / 2, D)
     return torch.cat([half, -half])  # (N, D)
 

@@ -17,6 +17,7 @@ from t2cli.errors import DivergedError, T2Error
 from t2cli.evaluation.evaluate import Advance, answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
+from t2cli.svf.evolution import seed_of_step
 from t2cli.tasks.base import Example, Task, up_to
 from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
@@ -24,8 +25,6 @@ from t2cli.training.metrics import Listener, StepRecord
 from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM, Publisher, Trained
 from t2cli.training.safety import CollapseWatch, fallen
 from t2cli.training.trainer import StepResult
-
-SEED_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
 
 
 class TrainingRun:
@@ -98,7 +97,7 @@ class TrainingRun:
         flat = self.policy.flat.detach()
         zeros = torch.zeros_like(flat)
         tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-        state = RunState(0, 0.0, 0, accuracy, accuracy, tensors)
+        state = RunState(0, 0.0, 0, accuracy, accuracy, tensors, at_once=self._sizes())
         if self.team.leads:
             self.folder.save(state)
         return state
@@ -118,7 +117,7 @@ class TrainingRun:
 
     def _one_step(self, state: RunState) -> None:
         config, started = self.config, time.monotonic()
-        stream = config.seed * SEED_STRIDE + state.step
+        stream = seed_of_step(config.seed, state.step)
         examples = self.task.examples("train", config.prompts_per_step, stream)
         generator = torch.Generator().manual_seed(stream)
         step, validation = state.step + 1, None
@@ -178,11 +177,15 @@ class TrainingRun:
         if validation is not None and validation > state.best_accuracy:
             state.best_accuracy, state.best_step, state.stale = validation, state.step, 0
             state.tensors["best"] = state.tensors["z"]
-        for room in self.rooms:
-            room.size = self.team.least(room.size)
-        state.at_once = [room.size for room in self.rooms]
+        state.at_once = self._sizes()
         if self.team.leads:
             self.folder.save(state)
+
+    def _sizes(self) -> list[int]:
+        """Return how much goes through the model at once from now on: what every process has memory for."""
+        for room in self.rooms:
+            room.size = self.team.least(room.size)
+        return [room.size for room in self.rooms]
 
     def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> float:
         with use:

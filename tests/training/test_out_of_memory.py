@@ -180,6 +180,22 @@ def test_a_run_says_it_goes_on_and_resumes_with_the_same_sizes(open_counting: Op
     assert [room.size for room in free_again.rooms][:2] == state.at_once[:2]
 
 
+def test_what_the_base_had_no_memory_for_is_known_before_the_first_step(open_counting: Open) -> None:
+    adapted = open_counting()
+    Crowded(adapted, 60)
+    first = start(adapted, listener=Heard(in_stage="train"))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    state = first.folder.load()
+    assert state is not None
+    assert (state.step, state.at_once) == (0, [room.size for room in first.rooms])
+    assert state.at_once[-1] < open_counting().answers_at_once.size
+    again = start(open_counting(), folder=first.folder, listener=Heard(in_stage="train"))
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    assert [room.size for room in again.rooms] == state.at_once
+
+
 def test_greedy_answers_are_the_same_in_halves(open_counting: Open) -> None:
     free, crowded = open_counting(), open_counting()
     for adapted in (free, crowded):

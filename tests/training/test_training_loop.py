@@ -18,6 +18,7 @@ from t2cli.evaluation.evaluate import compare
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.registry.vectors import read_z, z_to_bytes
+from t2cli.svf.evolution import seed_of_step
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example
 from t2cli.training.checkpoint import RunState, new_run, run_to_resume
@@ -54,6 +55,19 @@ def test_a_run_interrupted_after_a_step_ends_the_same(
     assert saved.step == SMALL.steps
 
 
+def test_a_run_interrupted_during_its_first_step_ends_the_same(
+    whole: tuple[Trained, TrainingRun], open_counting: Open, registry: LocalRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a checkpoint of step 0 then, and no metrics yet."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    first = start(open_counting())
+    monkeypatch.setattr(first.trainer, "update", interrupted)
+    assert_same(*resumed(first, open_counting, registry), *whole)
+
+
 def test_a_run_interrupted_while_it_is_evaluated_ends_the_same(
     whole: tuple[Trained, TrainingRun], open_counting: Open, registry: LocalRegistry
 ) -> None:
@@ -86,6 +100,12 @@ def test_another_seed_is_another_run(
     other = start(counting, replace(SMALL, seed=1)).run(registry)
     assert other.entry.z_bytes() != whole[0].entry.z_bytes()
     assert other.evaluation.base_accuracy == whole[0].evaluation.base_accuracy  # the same questions for all runs
+
+
+def test_any_seed_that_a_manifest_can_hold_will_do(counting: AdaptedModel) -> None:
+    run = start(counting, replace(SMALL, seed=2**63 - 1, steps=1))
+    assert run.train().step == 1
+    assert seed_of_step(7, 3) == 7 * 1_000_003 + 3  # experts are trained again by their seeds: these must stay
 
 
 def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: LocalRegistry) -> None:
