@@ -128,7 +128,10 @@ def with_data(spec: TaskSpec, data: Mapping[str, str]) -> TaskSpec:
 
 
 def pinned(spec: TaskSpec, revisions: Mapping[str, str]) -> TaskSpec:
-    """Return the task with its data sets on the Hub at the commits that `revisions` (dataset -> commit) names."""
+    """Return the task with its data sets on the Hub at the commits that `revisions` (dataset -> commit) names.
+
+    So are those of the tasks that it tells apart.
+    """
     from t2cli.tasks.spec import SOURCE_OF_CATEGORIES
 
     rows = (
@@ -137,4 +140,4 @@ def pinned(spec: TaskSpec, revisions: Mapping[str, str]) -> TaskSpec:
         else row
         for row in spec.mixture
     )
-    return replace(spec, mixture=tuple(rows))
+    return replace(spec, mixture=tuple(rows), revisions=revisions)

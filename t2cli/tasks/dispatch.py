@@ -36,7 +36,9 @@ from typing import TYPE_CHECKING
 from t2cli.errors import NotFoundError
 from t2cli.registry.dispatcher_record import MOST_CATEGORIES, OTHER, category_key
 from t2cli.tasks.base import SpecTask, load_spec, up_to
+from t2cli.tasks.data_files import pinned
 from t2cli.tasks.general import general_questions
+from t2cli.tasks.glimpse import offline as without_network
 from t2cli.tasks.phrases import SLOTS, phrases, unknown_slot
 from t2cli.tasks.records import RecordSource, RecordSpec
 from t2cli.tasks.sampling import Item, digest
@@ -176,7 +178,8 @@ class DispatchSource:
     def __init__(self, spec: TaskSpec, *, offline: bool = False) -> None:
         self._offline = offline
         self._rows = {row.name: row for row in spec.mixture}
-        self._tasks = {row.name: SpecTask(load_spec(row.dataset)) for row in spec.mixture if row.name != OTHER}
+        specs = {row.name: pinned(load_spec(row.dataset), spec.revisions) for row in spec.mixture if row.name != OTHER}
+        self._tasks = {name: without_network(each) if offline else SpecTask(each) for name, each in specs.items()}
         self._general: list[Item] | None = None
         self._records = self._hub(self._rows[OTHER])
 

@@ -53,7 +53,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from t2cli.errors import CorruptArtifactError
@@ -105,7 +105,11 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task file, validated; the module's docstring shows one. `folder` is where its files' paths start."""
+    """A task file, validated; the module's docstring shows one.
+
+    `folder` is where its files' paths start, `revisions` the commits (data set on the Hub -> commit) for the tasks that
+    it tells apart.
+    """
 
     name: str
     category: str
@@ -116,6 +120,7 @@ class TaskSpec:
     max_new_tokens: int
     folder: Path = Path()
     stop: str | None = None
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_yaml(cls, text: str, where: str, folder: Path = Path()) -> TaskSpec:

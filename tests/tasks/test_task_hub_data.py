@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from hub_server import Fault, Hub, Repo
 
 from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.paths import hub_data
-from t2cli.registry import hub_client
 from t2cli.tasks import jsonl, parquet
 from t2cli.tasks.base import SpecTask, load_task, origin, revisions
 from t2cli.tasks.hub_data import files_of_split
@@ -33,14 +31,7 @@ def lines(records: list[dict[str, str]]) -> bytes:
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
-@pytest.fixture(autouse=True)
-def settings(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setattr(hub_client, "FIRST_PAUSE", 0.01)
+pytestmark = pytest.mark.usefixtures("hub_of_tests")
 
 
 @pytest.fixture
@@ -253,26 +244,3 @@ class TestWithPyarrow:
         with pytest.raises(CorruptArtifactError, match="81 rows"):
             list(parquet.read_parquet(path))
         assert jsonl.MAX_RECORDS > 10
-
-
-def test_the_general_questions_of_dispatch_are_those_of_a_data_set(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    repo = hub.repos["clinc/clinc_oos"] = Repo()
-    for split in ("train", "validation", "test"):
-        records = [{"text": f"{split} question {n}", "intent": n % 150} for n in range(300)]
-        repo.add({f"small/{split}-00000-of-00001.jsonl": lines(records)}, split)  # type: ignore[arg-type]
-    task = load_task("dispatch")
-    assert hub.downloaded == set()
-    for split in SPLITS:
-        others = [each for each in task.examples(split, 80, 0) if each.answer == "other"]
-        assert len(others) == 20
-        read = [each for each in others if re.search("question [0-9]", each.question)]  # the rest are phrases
-        assert 5 < len(read) < 20
-        assert all(f"{split} question" in example.question.lower() for example in read)
-        assert not any("question 138" in example.question or "question 288" in example.question for example in others)
-    assert revisions(task) == {"clinc/clinc_oos": repo.head}
-    assert {file["row"] for file in origin(task)["data"]} == {"other"}  # type: ignore[attr-defined]
-    pinned = load_task("dispatch", revisions={"clinc/clinc_oos": repo.head})
-    repo.add({"small/test-00000-of-00001.jsonl": lines([{"text": "newer", "intent": "x"}])}, "newer")
-    assert pinned.examples("test", 40, 0) == task.examples("test", 40, 0)
