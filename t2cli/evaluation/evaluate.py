@@ -103,7 +103,7 @@ def answers_in_use(
     """
     if (label_set := label_set_of(task)) is not None:
         logp = read_labels(model, task, label_set, examples, on_done=on_done)
-        return _categories(task, examples, label_set, logp)
+        return _categories(model, task, examples, label_set, logp)
     prompts = [model.base.encode(task.messages(example)) for example in examples]
     stop = stop_of(task, model.base.decode)
     completions = greedy_in_batches(model, prompts, limit_of(task), on_done=on_done, stop=stop)
@@ -115,17 +115,31 @@ def judged(model: TextModel, task: Task, examples: Sequence[Example], completion
     texts = [model.base.decode(list(completion.ids)) for completion in completions]
     return Answers(
         texts=tuple(texts),
-        right=tuple(reward > 0 for reward in rewards(task, examples, texts)),
+        right=_right(model, task, examples, texts),
         tokens=tuple(len(completion.ids) for completion in completions),
         cut=tuple(not completion.ended for completion in completions),
     )
 
 
-def _categories(task: Task, examples: Sequence[Example], label_set: LabelSet, logp: torch.Tensor) -> Answers:
+def _categories(
+    model: TextModel, task: Task, examples: Sequence[Example], label_set: LabelSet, logp: torch.Tensor
+) -> Answers:
     """Return the likeliest categories as answers, from their log-probabilities (N, C)."""
     texts = [label_set.categories[place] for place in logp.argmax(dim=1).tolist()]
-    right = tuple(reward > 0 for reward in rewards(task, examples, texts))
+    right = _right(model, task, examples, texts)
     return Answers(tuple(texts), right, (1,) * len(texts), (False,) * len(texts))
+
+
+def _right(model: TextModel, task: Task, examples: Sequence[Example], texts: Sequence[str]) -> tuple[bool, ...]:
+    """Return whether each answer is right. A model's team shares them, and every process returns all verdicts.
+
+    There is one verdict for each answer: a reward may be of two minds, as where code runs out of time, and processes
+    that knew different ones would choose different checkpoints.
+    """
+    mine = model.team.share(range(len(texts)))
+    found = rewards(task, [examples[index] for index in mine], [texts[index] for index in mine])
+    verdicts = dict(model.team.gathered(list(zip(mine, found, strict=True))))
+    return tuple(verdicts[index] > 0 for index in range(len(texts)))
 
 
 def limit_of(task: Task) -> int:

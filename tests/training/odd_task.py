@@ -8,7 +8,7 @@ from pathlib import Path
 from t2cli.config import TrainConfig
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import load_base
-from t2cli.tasks.base import Example
+from t2cli.tasks.base import Example, Task
 from t2cli.training.checkpoint import RunFolder, RunSpec, new_run
 from t2cli.training.loop import TrainingRun
 from t2cli.training.metrics import Listener, Silent
@@ -60,7 +60,8 @@ def start(
     *,
     folder: RunFolder | None = None,
     listener: Listener | None = None,
+    task: Task | None = None,
 ) -> TrainingRun:
     """Return a run that is ready to go, in a new folder or in that of a run that was interrupted."""
     folder = folder or new_run(adapted.base.identity.folder_name, spec_of(adapted, config))
-    return TrainingRun(adapted, OddTask(), folder.spec(), folder, listener or Silent())
+    return TrainingRun(adapted, task or OddTask(), folder.spec(), folder, listener or Silent())

@@ -26,7 +26,7 @@ import hashlib, os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from odd_task import open_base, start
+from odd_task import OddTask, open_base, start
 from t2cli.registry.local import LocalRegistry
 from t2cli.training.checkpoint import RunFolder
 from t2cli.training.distributed import joined
@@ -39,14 +39,19 @@ def tell(*words):
 class Told(Silent):
     def step(self, record):
         tell("step", record.step, "of", run.team.rank, os.getpid())
+        tell("validation", run.team.rank, record.step, record.validation)
         if sys.argv[5] == "wait" and record.step == 2 and run.team.rank == 1:
             time.sleep(60)
+
+class Disagreeing(OddTask):
+    def reward(self, example, completion):
+        return super().reward(example, completion) if sys.argv[5] != "disagree" or team.leads else -1.0
 
 with joined("cpu") as team:
     adapted = open_base(sys.argv[2])
     adapted.model.double()
     adapted.team = team
-    run = start(adapted, folder=RunFolder(Path(sys.argv[4])), listener=Told())
+    run = start(adapted, folder=RunFolder(Path(sys.argv[4])), listener=Told(), task=Disagreeing())
     trained = run.run(LocalRegistry([Path(sys.argv[3])]))
     z = hashlib.sha256(run.trainer.flat.detach().numpy().tobytes()).hexdigest()
     tell("done", team.rank, team.size, z, trained.entry.reference)
@@ -121,6 +126,25 @@ def test_two_processes_train_what_one_does(
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert_as_alone(output, folder, alone, LocalRegistry([tmp_path / "experts"]))
+
+
+def test_processes_that_judge_differently_agree_on_what_is_best(
+    together: Callable[[RunFolder, str], subprocess.Popen[str]], counting: AdaptedModel, tmp_path: Path
+) -> None:
+    """A reward of somebody's own may be of two minds; what one process finds wrong the other must not find right."""
+    folder = fresh(counting)
+    with together(folder, "disagree") as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    words = [line.split() for line in output.splitlines()]
+    heard = {rank: [line[2:] for line in words if line[:2] == ["validation", rank]] for rank in ("0", "1")}
+    assert len(heard["0"]) == SMALL.steps
+    assert heard["0"] == heard["1"]
+    assert heard["0"] == [[str(record.step), str(record.validation)] for record in folder.metrics.read()]
+    (entry,) = LocalRegistry([tmp_path / "experts"]).list()
+    assert {line[-1] for line in words if line[:1] == ["done"]} == {entry.reference}
+    (evaluation,) = entry.manifest.evaluation
+    assert 0 < evaluation.expert_accuracy <= 0.5  # one of the two finds nothing right, and judges half
 
 
 def test_the_death_of_one_ends_all_and_the_run_goes_on_later(
