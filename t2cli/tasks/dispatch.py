@@ -17,17 +17,10 @@
         math: ["add {number} to {number}"]
 
 Every category gets the same share, whatever the number of its tasks. A question keeps the split it has in its own task.
-
-People do not write as templates do, and collections of general questions have habits of their own (CLINC150 has neither
-capitals nor question marks). Neither may give a category away, so that half of the questions are changed: those that
-begin with a capital lose it, and the mark at their end, and the others get both.
 """
 
 from __future__ import annotations
 
-import random
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -35,26 +28,19 @@ from typing import TYPE_CHECKING
 
 from t2cli.errors import NotFoundError
 from t2cli.registry.dispatcher_record import MOST_CATEGORIES, OTHER, category_key
-from t2cli.tasks.base import SpecTask, load_spec, up_to
-from t2cli.tasks.data_files import pinned
-from t2cli.tasks.general import general_questions
-from t2cli.tasks.glimpse import offline as without_network
-from t2cli.tasks.phrases import SLOTS, phrases, unknown_slot
-from t2cli.tasks.records import RecordSource, RecordSpec
-from t2cli.tasks.sampling import Item, digest
+from t2cli.tasks.base import SpecTask, load_spec
+from t2cli.tasks.phrases import SLOTS, unknown_slot
+from t2cli.tasks.records import RecordSpec
 from t2cli.tasks.spec import SOURCE_OF_CATEGORIES, AnswerSpec, Row, TaskSpec, read_row
 
 if TYPE_CHECKING:
-    from t2cli.tasks.base import Example, Task
+    from t2cli.tasks.base import Task
     from t2cli.tasks.fields import Fields
 
 AS_IT_IS = ("{{ question }}",)  # how a question is worded here: its own task worded it
-BLOCK = 64  # questions of a task that are made at a time
-TYPED = 0.4  # the share of phrases among the questions of a category that has any
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASKED = "Which kind of question is this? Answer with one letter."
 ABOUT_OTHER = "any other question or request"
-_QUESTION = re.compile(r"(what|who|where|when|why|how|which|is|are|do|does|did|can|could|would|will|should)\b")
 
 
 @dataclass(frozen=True)
@@ -163,107 +149,3 @@ def from_file(row: Row, path: str) -> Row:
     """Return the row of general questions with those of a file in place of its own."""
     kept = {key: value for key, value in row.config.items() if key in ("category", "phrases")}
     return replace(row, dataset=Path(path).name, config=MappingProxyType({**kept, "path": path}))
-
-
-def source(spec: TaskSpec) -> DispatchSource:
-    """Return the source of a task whose answers are categories."""
-    return DispatchSource(spec)
-
-
-class DispatchSource:
-    """Questions of several tasks, and general ones, each with its category as the answer."""
-
-    finite = True  # where all the tasks read files: then there may be fewer questions than are asked for
-
-    def __init__(self, spec: TaskSpec, *, offline: bool = False) -> None:
-        self._offline = offline
-        self._rows = {row.name: row for row in spec.mixture}
-        specs = {row.name: pinned(load_spec(row.dataset), spec.revisions) for row in spec.mixture if row.name != OTHER}
-        self._tasks = {name: without_network(each) if offline else SpecTask(each) for name, each in specs.items()}
-        self._general: list[Item] | None = None
-        self._records = self._hub(self._rows[OTHER])
-
-    def stream(self, row: Row, split: str, seed: int) -> Iterator[Item]:
-        """Yield questions of a task, or general ones, changed as people would write them."""
-        category = str(row.config["category"])
-        found = self._others(split, seed) if row.name == OTHER else self._asked(self._tasks[row.name], split, seed)
-        if isinstance(templates := row.config.get("phrases"), tuple):
-            found = _interleaved(found, [str(each) for each in templates], split, seed)
-        return (Item(varied(question), category, split) for question in found)
-
-    def origin(self) -> list[dict[str, str]]:
-        """Return the files of the general questions and of tasks that read files."""
-        row = self._rows[OTHER]
-        if self._records is not None:
-            general = self._records.origin()
-        else:
-            from t2cli.files import sha256_of
-
-            path = Path(str(row.config["path"]))
-            general = [{"split": "all", "file": path.name, "sha256": sha256_of(path)}]
-        found = [{"row": name, **file} for name, task in self._tasks.items() for file in task.origin()]
-        return [*found, *({"row": OTHER, **file} for file in general)]
-
-    def _asked(self, task: SpecTask, split: str, seed: int) -> Iterator[str]:
-        """Yield the questions of a task as it asks them: without end where it makes them."""
-        if task.source.finite:
-            yield from (_question(task, example) for example in up_to(task, split, 10**9, seed))
-            return
-        number = 0
-        while True:
-            for example in task.examples(split, BLOCK, seed + number):
-                yield _question(task, example)
-            number += 1
-
-    def _others(self, split: str, seed: int) -> Iterator[str]:
-        row = self._rows[OTHER]
-        if self._records is not None:
-            skip = re.compile(row.skip) if row.skip else None
-            for item in self._records.stream(row, split, seed):
-                if skip is None or not skip.fullmatch(item.answer):
-                    yield item.question
-            return
-        if self._general is None:
-            self._general = general_questions(Path(str(row.config["path"])), OTHER, row.skip)
-        questions = [item.question for item in self._general if item.split == split]
-        random.Random(seed).shuffle(questions)  # noqa: S311
-        yield from questions
-
-    def _hub(self, row: Row) -> RecordSource | None:
-        """Return the source of a row that names a data set on the Hub, None for one of a file."""
-        if "path" in row.config:
-            if not Path(str(row.config["path"])).is_file():
-                raise NotFoundError(f"there is no file {row.config['path']}", hint="--data other=FILE")
-            return None
-        from t2cli.tasks.hub_data import cached, fetched
-
-        own = ("category", "phrases")
-        places = MappingProxyType({key: value for key, value in row.config.items() if key not in own})
-        located = replace(row, config=places)
-        alone = TaskSpec(OTHER, OTHER, "", "hub", (located,), None, 1)
-        return RecordSource(alone, cached if self._offline else fetched)
-
-
-def _interleaved(questions: Iterator[str], templates: list[str], split: str, seed: int) -> Iterator[str]:
-    """Yield questions, and the share TYPED of phrases among them."""
-    rng = random.Random(seed)  # noqa: S311
-    typed = phrases(templates, split, rng)
-    while True:
-        question = next(typed, None) if rng.random() < TYPED else None
-        if question is None and (question := next(questions, None)) is None:
-            return
-        yield question
-
-
-def _question(task: SpecTask, example: Example) -> str:
-    return task.messages(example)[-1]["content"]
-
-
-def varied(question: str) -> str:
-    """Return a question as somebody else might have typed it; half of them, by their hash, stay as they are."""
-    if digest(f"{question}/varied") % 2:
-        return question
-    if question[:1].isupper():
-        return question[:1].lower() + question[1:].rstrip(" ?.!")
-    ended = question + ("?" if _QUESTION.match(question) else ".") if question[-1:].isalnum() else question
-    return ended[:1].upper() + ended[1:]

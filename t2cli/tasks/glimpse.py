@@ -12,7 +12,7 @@ from t2cli.tasks.spec import SOURCE_OF_CATEGORIES, TaskSpec
 def offline(spec: TaskSpec) -> SpecTask:
     """Return the task with a source that never asks the Hub: what is not here is not found."""
     if spec.source == SOURCE_OF_CATEGORIES:
-        from t2cli.tasks.dispatch import DispatchSource
+        from t2cli.tasks.dispatch_source import DispatchSource
 
         return SpecTask(spec, source=DispatchSource(spec, offline=True))
     if spec.source != "hub":

@@ -67,7 +67,7 @@ SOURCES: Mapping[str, str] = {
     "jsonl": "t2cli.tasks.jsonl:source",
     "hub": "t2cli.tasks.hub_data:source",
     "programs": "t2cli.tasks.programs:source",
-    "dispatch": "t2cli.tasks.dispatch:source",
+    "dispatch": "t2cli.tasks.dispatch_source:source",
 }
 
 

@@ -16,7 +16,8 @@ import pytest
 from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
 from t2cli.tasks.base import load_spec, load_task, origin, require_judge
 from t2cli.tasks.data_files import parse_data
-from t2cli.tasks.dispatch import ABOUT_OTHER, label_set_of, varied
+from t2cli.tasks.dispatch import ABOUT_OTHER, label_set_of
+from t2cli.tasks.dispatch_source import varied
 from t2cli.tasks.general import general_questions
 from t2cli.tasks.phrases import filled, phrases
 from t2cli.tasks.sampling import SPLITS, words_digest
