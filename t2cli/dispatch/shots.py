@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from t2cli.dispatch.decision import Messages
 from t2cli.dispatch.examples import FEWEST
 from t2cli.errors import T2Error, UsageError
+from t2cli.evaluation.solutions import fenced, written
 from t2cli.tasks.base import Example, SpecTask, Task, up_to
 
 
@@ -69,12 +70,11 @@ class TaskShot:
     @property
     def answer(self) -> str:
         """Return a right answer as the model would write it; of a function that is tested, a right one or the tests."""
-        if not isinstance(self.task, SpecTask) or not self.task.runs_code:
-            return self.example.answer
+        if (right := written(self.task, self.example)) is not None:
+            return right
         from t2cli.tasks.unit_tests import Suite
 
-        suite = Suite.parse(self.example.answer)
-        return f"```python\n{(suite.reference or suite.tests).strip()}\n```"
+        return fenced(Suite.parse(self.example.answer).tests)
 
     def is_right(self, completion: str) -> bool:
         """Tell whether a completion is right; many mixes say the same, which is judged once."""

@@ -7,7 +7,8 @@ Notation: N candidates in mirrored pairs, P parameters, M questions, p (P,) the 
 1. No backward pass and no optimiser state: memory is that of answering. One batch serves the whole population, since
    candidates share all matrices and differ in an element-wise product.
 2. Answers are greedy, so that candidates differ by their z and not by luck. Rewards of right or wrong tie often: among
-   equal rewards the mean log-likelihood of the right answers' tokens decides the rank.
+   equal rewards the mean log-likelihood of the right answers' tokens decides the rank. Where only unit tests are known
+   and no right answer is, equal rewards stay equal: what a candidate thinks of the tests' source says nothing.
 3. A step is p += learning_rate * sigma^2 * estimate, the natural gradient of a Gaussian's mean: the learning rate has
    no unit, and a step is small beside the perturbations however many parameters there are.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from t2cli.config import SamplingConfig, TrainConfig
+from t2cli.evaluation.solutions import written
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Completion, generate
 from t2cli.models.memory import Room
@@ -117,10 +119,14 @@ class EvolutionTrainer:
         return self.adapted.per_row(rows.repeat_interleave(questions, dim=0))
 
     def _logp(self, candidates: torch.Tensor, task: Task, examples: Sequence[Example]) -> torch.Tensor:
-        """Return each candidate's mean log-likelihood (N,) of the right answers' tokens, the first of long ones."""
+        """Return each candidate's mean log-likelihood (N,) of the right answers' tokens, the first of long ones.
+
+        Zeros where no right answer is known.
+        """
         base = self.adapted.base
         prompts = [base.encode(task.messages(example)) for example in examples]
-        answers = [base.tokenizer(example.answer, add_special_tokens=False)["input_ids"] for example in examples]
+        texts = [written(task, example) or "" for example in examples]
+        answers = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         answers = [list(answer)[: task.max_new_tokens] for answer in answers]
         span = max(map(len, answers))  # T
         if not span:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from t2cli.evaluation.evaluate import answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.tasks.base import Example, load_task
 from t2cli.training import evolution
 from t2cli.training.checkpoint import run_to_resume
 from t2cli.training.evolution import EvolutionTrainer, fitness
@@ -77,6 +80,23 @@ def test_rewards_come_first_and_likelihood_breaks_ties() -> None:
     rewards = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]])
     logp = torch.tensor([-3.0, -9.0, -2.0, -1.0, -9.0])
     assert fitness(rewards, logp).tolist() == [1.0, 3.0, 2.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize("reference", ["", "def f(x):\n    return 2"])
+def test_only_right_answers_break_ties_and_unit_tests_are_none(
+    reference: str, counting: AdaptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "programs.yaml").write_text(
+        "name: programs\ncategory: code\ndescription: programs\nmax_new_tokens: 4\nanswer: {kind: tests}\n"
+        "source: {kind: jsonl, file: programs.jsonl}\n"
+    )
+    task = load_task(str(tmp_path / "programs.yaml"))
+    suite = json.dumps({"tests": "assert f(1) == 2", "reference": reference})
+    monkeypatch.setattr(evolution, "judged", lambda *found: torch.full((len(found[-1]),), -1.0))  # all alike
+    trainer = EvolutionTrainer(counting, EVOLVED)
+    before = trainer.policy.flat.detach().clone()
+    trainer.update(task, [Example("programs-0", "f?", suite)], NOTHING)
+    assert torch.equal(trainer.policy.flat, before) is not bool(reference)
 
 
 def test_a_run_publishes_an_expert_and_ends_the_same_after_an_interruption(
