@@ -1,5 +1,10 @@
 """The questions of a task of categories: those of other tasks as these ask them, general ones, and phrases.
 
+A question of a file keeps its split. Where two splits of the files hold the same words, they are those of the later of
+train, validation and test. What is made, questions and phrases, is without number: in a split are those whose words, as
+they are asked, no file holds in another split, and whose hash says so. Such a question has its split twice, by its own
+task and by the wording: "10 - 48 = ?" is a test question here only where "Calculate 10 - 48." is one there.
+
 People do not write as templates do, and collections of general questions have habits of their own (CLINC150 has neither
 capitals nor question marks). Neither may give a category away, so that half of the questions are changed: those that
 begin with a capital lose it, and the mark at their end, and the others get both.
@@ -7,6 +12,9 @@ begin with a capital lose it, and the mark at their end, and the others get both
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -17,13 +25,13 @@ from typing import TYPE_CHECKING
 
 from t2cli.errors import NotFoundError
 from t2cli.registry.dispatcher_record import OTHER
-from t2cli.tasks.base import SpecTask, load_spec, up_to
+from t2cli.tasks.base import SpecTask, example_of, load_spec, up_to
 from t2cli.tasks.data_files import pinned
 from t2cli.tasks.general import general_questions
 from t2cli.tasks.glimpse import offline as without_network
 from t2cli.tasks.phrases import phrases
 from t2cli.tasks.records import RecordSource
-from t2cli.tasks.sampling import Item, digest
+from t2cli.tasks.sampling import SPLITS, Item, digest, draw, kept, split_of, words_digest
 from t2cli.tasks.spec import Row, TaskSpec
 
 if TYPE_CHECKING:
@@ -56,8 +64,10 @@ class DispatchSource:
         """Yield questions of a task, or general ones, changed as people would write them."""
         category = str(row.config["category"])
         found = self._others(split, seed) if row.name == OTHER else self._asked(self._tasks[row.name], split, seed)
+        found = (question for question in found if self._split_of(question) == split)
         if isinstance(templates := row.config.get("phrases"), tuple):
-            found = _interleaved(found, [str(each) for each in templates], split, seed)
+            rng = random.Random(seed)  # noqa: S311
+            found = _interleaved(found, phrases([str(each) for each in templates], split, rng, self._split_of), rng)
         return (Item(varied(question), category, split) for question in found)
 
     def origin(self) -> list[dict[str, str]]:
@@ -74,15 +84,41 @@ class DispatchSource:
         return [*found, *({"row": OTHER, **file} for file in general)]
 
     def _asked(self, task: SpecTask, split: str, seed: int) -> Iterator[str]:
-        """Yield the questions of a task as it asks them: without end where it makes them."""
+        """Yield the questions of a task as it asks them; where it makes them, until nothing new comes."""
         if task.source.finite:
             yield from (_question(task, example) for example in up_to(task, split, 10**9, seed))
             return
-        number = 0
-        while True:
-            for example in task.examples(split, BLOCK, seed + number):
-                yield _question(task, example)
-            number += 1
+        seen: set[str] = set()
+        for number in itertools.count(seed):
+            made = [example_of(*each) for each in draw(task.spec, split, BLOCK, number, task.source, fewer=True)]
+            new = [example for example in made if example.id not in seen]
+            if not new:
+                return
+            seen.update(example.id for example in new)
+            yield from (_question(task, example) for example in new)
+
+    def _split_of(self, question: str) -> str:
+        """Return the only split that may hold a question as it is asked."""
+        return self._splits_in_files.get(words_digest(question)) or split_of(question)
+
+    @functools.cached_property
+    def _splits_in_files(self) -> dict[int, str]:
+        """The digest of the words of each question that files hold -> its split."""
+        found: dict[int, str] = {}
+        missing = (NotFoundError,) if self._offline else ()  # what is not here cannot be looked at
+        for split, name in itertools.product(SPLITS, self._rows):
+            with contextlib.suppress(*missing):
+                found.update((words_digest(question), split) for question in self._of_files(name, split))
+        return found
+
+    def _of_files(self, name: str, split: str) -> Iterator[str]:
+        """Yield what a row asks of files."""
+        if name == OTHER:
+            yield from self._others(split, 0)
+        elif (task := self._tasks[name]).source.finite:
+            for row in task.spec.mixture:
+                for item in kept(row, task.source.stream(row, split, 0)):
+                    yield _question(task, example_of(row, item.question, item.answer, item.fields))
 
     def _others(self, split: str, seed: int) -> Iterator[str]:
         row = self._rows[OTHER]
@@ -113,10 +149,8 @@ class DispatchSource:
         return RecordSource(alone, cached if self._offline else fetched)
 
 
-def _interleaved(questions: Iterator[str], templates: list[str], split: str, seed: int) -> Iterator[str]:
+def _interleaved(questions: Iterator[str], typed: Iterator[str], rng: random.Random) -> Iterator[str]:
     """Yield questions, and the share TYPED of phrases among them."""
-    rng = random.Random(seed)  # noqa: S311
-    typed = phrases(templates, split, rng)
     while True:
         question = next(typed, None) if rng.random() < TYPED else None
         if question is None and (question := next(questions, None)) is None:

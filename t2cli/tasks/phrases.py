@@ -4,14 +4,14 @@
     "{name1} is taller than {name2}. Is {name2}..." slots of one name and digit are filled alike, of others differently
 
 Templates of a task ask the same thing in a few ways; people find many more, and these are some of them. A phrase
-belongs to a split by the hash of its words, as every question does.
+belongs to a split by the hash of its words, as every question does, unless a file holds the same words.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from t2cli.tasks.sampling import split_of
 
@@ -101,7 +101,9 @@ def filled(template: str, rng: random.Random) -> str:
     return _SLOT.sub(word, template)
 
 
-def phrases(templates: Sequence[str], split: str, rng: random.Random) -> Iterator[str]:
+def phrases(
+    templates: Sequence[str], split: str, rng: random.Random, split_of: Callable[[str], str] = split_of
+) -> Iterator[str]:
     """Yield phrases of a split: without end, but for templates that seem to have none in it."""
     fruitless = 0
     while fruitless < PATIENCE:

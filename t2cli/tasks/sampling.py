@@ -126,7 +126,7 @@ def draw(
     source = source or open_source(spec)
     open_rows = list(spec.mixture)
     seeds = {row.name: stream_seed(seed, split, row.name) for row in open_rows}
-    streams = {row.name: _kept(row, source.stream(row, split, seeds[row.name])) for row in open_rows}
+    streams = {row.name: kept(row, source.stream(row, split, seeds[row.name])) for row in open_rows}
     drawn: list[Drawn] = []
     seen: set[int] = set()
     while len(drawn) < n and open_rows:
@@ -150,7 +150,7 @@ def draw(
     return drawn
 
 
-def _kept(row: Row, stream: Iterator[Item]) -> Iterator[Item]:
+def kept(row: Row, stream: Iterator[Item]) -> Iterator[Item]:
     """Yield the items of a row that it does not skip."""
     if row.skip is None:
         return stream

@@ -80,6 +80,11 @@ def test_a_look_at_it_fetches_nothing(chooser: str, repo: Repo, hub: Hub) -> Non
     assert hub.asked == []
 
 
+def test_without_the_general_questions_those_of_its_tasks_can_be_looked_at(hub: Hub) -> None:
+    assert first_example(offline(load_spec("dispatch"))) is not None
+    assert hub.asked == []
+
+
 def test_the_general_questions_of_dispatch_are_those_of_a_data_set(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
