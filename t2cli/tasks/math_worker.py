@@ -57,6 +57,16 @@ def _gold(answer: str) -> Any:
     return parse(f"${answer.strip().strip('$')}$", [LatexExtractionConfig()], parsing_timeout=SECONDS)
 
 
+# Amounts of money are no formula: "$5, so two cost $10". White space is inside of both dollars or of none, and no digit
+# follows the second.
+_FORMULA = re.compile(
+    r"""\$\$(.+?)\$\$ | \$(?!\s)([^$\n]+)(?<!\s)\$(?!\d) | \$[ \t]([^$\n]+)[ \t]\$(?![ \t]?\d)
+    | \\\((.+?)\\\) | \\\[(.+?)\\\]""",
+    re.DOTALL | re.VERBOSE,
+)
+_BEFORE_ANSWER = re.compile(r"(?<!\d):|:(?!\d)|\bis\b")  # not the colon of 3:4
+
+
 def final(completion: str) -> str:
     r"""Return the one formula that a completion ends in: the last `\boxed{}`, else the last one.
 
@@ -65,12 +75,12 @@ def final(completion: str) -> str:
     """
     if (start := completion.rfind("\\boxed{")) >= 0:
         return _braced(completion[start + len("\\boxed{") :])
-    formulas = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", completion, re.DOTALL)
+    formulas = _FORMULA.findall(completion)
     lines = [line for line in completion.splitlines() if line.strip()]
     text = "".join(formulas[-1]) if formulas else lines[-1] if lines else ""
     if not formulas:
-        text = re.split(r":|\bis\b", text)[-1]
-    return text.rpartition("=")[2].strip("*` \t").rstrip(".,;*` \t")
+        text = _BEFORE_ANSWER.split(text)[-1]
+    return text.rpartition("=")[2].strip("*`$ \t").rstrip(".,;*`$ \t")
 
 
 def _braced(text: str) -> str:

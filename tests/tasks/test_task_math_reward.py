@@ -32,6 +32,15 @@ def test_without_math_verify_the_error_says_how_to_get_it(monkeypatch: pytest.Mo
         (r"So \(x\)", "x"),
         ("Reasons.\nThe answer is **7**.", "7"),
         ("Answer: x^2", "x^2"),
+        ("**Answer:** 7", "7"),
+        ("The ratio is 3:4", "3:4"),
+        ("It is 12:30.", "12:30"),
+        ("So $ x = 3 $.", "3"),
+        ("So $x = 3 $.", "3"),
+        ("The total is $10.", "10"),
+        ("It costs $5 and I pay with $20, so the change is $15", "15"),
+        ("A cup costs $ 5 and a plate $ 10. The sum is 15", "15"),
+        ("Each costs $5, so $n$ cost $10.", "n"),
         ("", ""),
     ],
 )
@@ -66,6 +75,8 @@ class TestWithMathVerify:
             ("y = 2x + 3", r"\boxed{y = 3 + 2x}"),
             (r"(-\infty, 2)", r"$(-\infty,2)$"),
             ("6", "6 cm"),
+            ("10", "Each costs $5, so two cost $10."),
+            ("3:4", "The ratio is 3:4"),
         ],
     )
     def test_what_means_the_same_is_right(self, answer: str, completion: str) -> None:
@@ -81,6 +92,8 @@ class TestWithMathVerify:
             ("2", r"$\{1, 2, 3\}$"),
             ("2", ""),
             ("2", "two"),
+            ("5", "Each costs $5, so two cost $10."),
+            ("4", "The ratio is 3:4"),
             (r"\text{Evelyn}", "Evelyn or Carla"),
             ("(1, 2)", "(2, 1)"),
         ],
