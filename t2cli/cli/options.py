@@ -5,12 +5,17 @@ A command takes the ones it needs as parameters: `base: Base = DEFAULT_BASE, jso
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from t2cli.cli.completion import base_names, expert_names, task_names
+
+if TYPE_CHECKING:
+    from t2cli.cli.output import Output
+    from t2cli.tasks.base import Task
 
 DEFAULT_BASE = "smollm2-135m"
 
@@ -48,7 +53,7 @@ AllowForeign = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress; warnings remain.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Seed of everything random.")]
 AsExpert = Annotated[
     str,
     typer.Option("--expert", metavar="REF", help="Answer as this expert; no pass 1.", autocompletion=expert_names),
@@ -104,3 +109,12 @@ AsReward = Annotated[
     str,
     typer.Option("--reward", metavar="KIND", help="How their answers are judged.", show_default="what they look like"),
 ]
+
+
+def check_judge(tasks: Iterable[Task], out: Output) -> None:
+    """Raise T2Error where a task runs model-written code and there is no sandbox for it; warn if none is to be used."""
+    from t2cli.tasks.base import SpecTask, require_judge
+
+    running = [task for task in tasks if require_judge(task)]
+    if any(isinstance(task, SpecTask) and task.unsafe_code for task in running):
+        out.warn("--unsafe-code: programs that the model writes run as you: they can read, change and send your files")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import typer
 
 from t2cli.cli.heatmap import check_picture
 from t2cli.cli.options import (
@@ -22,6 +25,7 @@ from t2cli.cli.options import (
     TaskName,
     TensorBoard,
     UnsafeCode,
+    check_judge,
 )
 from t2cli.cli.output import Output
 from t2cli.cli.training_options import (
@@ -37,7 +41,16 @@ from t2cli.cli.training_options import (
     Targets,
     TrainerName,
 )
-from t2cli.cli.training_request import Request, requested, resuming, settings_of, task_of, trainer_of
+from t2cli.cli.training_request import (
+    OPTIONS,
+    Request,
+    check_device,
+    requested,
+    resuming,
+    settings_of,
+    task_of,
+    trainer_of,
+)
 from t2cli.cli.training_run import report, run_shown, show_curve
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
@@ -48,6 +61,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     task: TaskName,
     data: Data = None,
     reward: OwnRewardName = "",
@@ -82,27 +96,40 @@ def train(
     out = Output(json=json, quiet=quiet)
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
-    given = {"steps": steps, "learning_rate": learning_rate, "patience": patience, "rank": rank}
-    learns = trainer_of(task, trainer)
-    config = _config(preset, trainer=learns, adapter=adapter, selection=targets, seed=seed, **given)
-    asked = requested(task, data or [], reward, name, base, config, out, unsafe_code)
+    asked_for = {"trainer": trainer_of(task, trainer), "adapter": adapter, "selection": targets, "seed": seed}
+    asked_for |= {"steps": steps, "learning_rate": learning_rate, "patience": patience, "rank": rank}
+    config = _config(preset, asked_for)
+    if not resume:
+        check_device(config, device)
+    asked = requested(task, data or [], reward, name, base, config, out, unsafe_code=unsafe_code, resume=resume)
+    given = _given(context, {"preset": preset, **asked_for}) if resume else None
     from t2cli.training.distributed import joined
 
     with joined(device) as team:
         out = out if team.leads else Output(quiet=True)
-        _train(out, team, asked, given if resume else None, device, registry, plot, tensorboard)
+        _train(out, team, asked, given, device, registry, plot, tensorboard)
 
 
-def _config(preset: str, **given: object) -> TrainConfig:
-    """Return the preset with what was given; raises UsageError for options that do not go together."""
-    if given["rank"] is not None and given["adapter"] != "lora":
+def _given(context: typer.Context, settings: Mapping[str, object]) -> dict[str, object]:
+    """Return those of the settings that were asked for in words, and are not there by default."""
+
+    def is_default(name: str) -> bool:
+        source = context.get_parameter_source(OPTIONS.get(name, name))
+        return source is None or source.name == "DEFAULT"
+
+    return {name: value for name, value in settings.items() if not is_default(name)}
+
+
+def _config(preset: str, asked_for: Mapping[str, object]) -> TrainConfig:
+    """Return the preset with what is asked for; raises UsageError for options that do not go together."""
+    if asked_for["rank"] is not None and asked_for["adapter"] != "lora":
         raise UsageError("--rank is for a LoRA", hint="add --adapter lora, or leave out --rank")
-    if given["adapter"] == "lora":
+    if asked_for["adapter"] == "lora":
         from t2cli.training.lora import require_peft
 
         require_peft()
     try:
-        return settings(preset, **given)
+        return settings(preset, **asked_for)
     except ValueError as error:
         raise UsageError(f"these options do not go together: {error}", hint="leave one of them out") from error
 
@@ -111,13 +138,13 @@ def _train(
     out: Output,
     team: Team,
     asked: Request,
-    given: dict[str, float | None] | None,
+    given: dict[str, object] | None,
     device: str,
     registry: Path | None,
     plot: Path | None,
     tensorboard: bool,
 ) -> None:
-    """Train in a new run, or in the newest unfinished one; `given` are the options of a resumed run."""
+    """Train in a new run, or in the newest unfinished one; `given` are the settings asked of a resumed run."""
     from t2cli.cli.session import open_model
     from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
@@ -135,6 +162,8 @@ def _train(
     spec = team.told(spec)
     if given is not None:
         task = task_of(spec, asked.unsafe_code)
+        check_judge([task], out)
+        check_device(spec.config, device)
     check_examples(task, spec.config)  # now, and not after hours of training
     spec = replace(spec, revisions=revisions(task))
     adapted = open_model(asked.spec.base, device=device, selection=spec.config.selection, quiet=out.quiet)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from t2cli.cli.options import DEFAULT_BASE
+from t2cli.cli.options import DEFAULT_BASE, check_judge
 from t2cli.cli.output import Output
 from t2cli.config import TrainConfig
 from t2cli.errors import UsageError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 LABELS = "labels"  # the trainer of tasks whose answers are categories
+OPTIONS = {"selection": "targets"}  # of settings whose option has another name
 
 
 class Request(NamedTuple):
@@ -30,17 +31,27 @@ class Request(NamedTuple):
 
 
 def requested(
-    task: str, data: list[str], reward: str, name: str, base: str, config: TrainConfig, out: Output, unsafe_code: bool
+    task: str,
+    data: list[str],
+    reward: str,
+    name: str,
+    base: str,
+    config: TrainConfig,
+    out: Output,
+    *,
+    unsafe_code: bool,
+    resume: bool,
 ) -> Request:
     """Return what a run is asked to do.
 
-    Raises for names there are not, and for a task whose answers are programs where there is no sandbox for them.
+    Raises for names there are not, and for a task whose answers are programs where there is no sandbox for them; with
+    `resume` it is the run that says who judges them.
     """
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
     from t2cli.paths import expanded
     from t2cli.registry.reference import check_name
-    from t2cli.tasks.base import load_spec, load_task, require_judge, task_names
+    from t2cli.tasks.base import load_spec, load_task, task_names
     from t2cli.tasks.data_files import parse_data
     from t2cli.tasks.own_reward import OwnReward, locate_reward
     from t2cli.training.checkpoint import RunSpec
@@ -49,8 +60,8 @@ def requested(
     place_of_reward = locate_reward(reward) if reward else {}
     judge = OwnReward.load(place_of_reward) if reward else None
     known_task = load_task(task, files, reward=judge, unsafe_code=unsafe_code)
-    if require_judge(known_task) and unsafe_code:
-        out.warn("--unsafe-code: programs that the model writes run as you: they can read, change and send your files")
+    if not resume:
+        check_judge([known_task], out)
     check_name(expert := name or known_task.name)
     place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
     identity = identify(locate(base, quiet=out.quiet), quiet=out.quiet)
@@ -76,10 +87,21 @@ def trainer_of(task: str, asked: str) -> str:
     return LABELS if categories else asked
 
 
-def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, float | None], out: Output) -> RunSpec:
+def check_device(config: TrainConfig, device: str) -> None:
+    """Raise UsageError for a LoRA of a base that is spread: its factors are one vector, which lies on one device."""
+    from t2cli.models.base import SPREAD
+
+    if config.adapter == "lora" and device == SPREAD:
+        raise UsageError(
+            "--device spread puts the base on several devices, and a LoRA is trained on one",
+            hint="leave out --device spread, or train with --adapter svf",
+        )
+
+
+def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, object], out: Output) -> RunSpec:
     """Return what the run to resume was asked to do.
 
-    Raises UsageError if that was another task; warns of options that were `given` and are not what it began with.
+    Raises UsageError if that was another task; warns of settings that were `given` and are not what it began with.
     """
     spec = folder.spec()
     if spec.task != asked.task:
@@ -88,9 +110,9 @@ def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, float | N
             hint=f"resume it with --task {shlex.quote(spec.task)}, or leave out --resume to start another run",
         )
     ignored = [
-        f"--{name.replace('_', '-')} {value:g}"
+        f"--{OPTIONS.get(name, name).replace('_', '-')} {value}"
         for name, value in given.items()
-        if value is not None and value != getattr(spec.config, name)
+        if value != getattr(spec.config, name)
     ]
     if asked.data and asked.data != spec.data:
         ignored.append("--data")

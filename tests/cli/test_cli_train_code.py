@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,26 @@ def test_without_a_sandbox_it_is_refused_before_a_base_is_even_looked_for(
     refused(result, 1, "only run in a sandbox", "--unsafe-code")
     # An ordinary task gets as far as the base.
     assert run("train", "--task", "math", "--base", "/there/is/no/base").exit_code == 3
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_a_run_goes_on_without_a_sandbox_where_a_reward_of_ones_own_judges(
+    run: Callable[..., Result], counting_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judges.py").write_text("def none(answer, completion):\n    return False\n")
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "code", "--base", counting_folder, "--quiet"]
+    own = ["--reward", "judges:none"]
+    assert "no checkpoint was better" in run("train", *options, *own, "--steps", "1").stderr
+    (begun,) = (tmp_path / "home" / "runs").glob("*/*/*")
+    (begun / "expert.txt").unlink()  # as if it was killed at once
+    assert "no checkpoint was better" in run("train", *options, "--resume").stderr
+
+    record = json.loads((begun / "run.json").read_text())
+    (begun / "run.json").write_text(json.dumps({**record, "reward": {}}))
+    (begun / "expert.txt").unlink()
+    refused = run("train", *options, *own, "--resume")  # the tests that the run began with judge, not this function
+    assert (refused.exit_code, "only run in a sandbox" in refused.stderr) == (1, True), refused.stderr
 
 
 @pytest.mark.usefixtures("without_bubblewrap")

@@ -11,6 +11,8 @@ import pytest
 from divisors import TASK
 from trained import FAST, published, runs
 
+from t2cli.training.checkpoint import RunFolder
+
 pytest.importorskip("reasoning_gym")
 
 
@@ -44,6 +46,8 @@ def test_nothing_better_than_the_base_publishes_nothing(train: Callable, refused
         (["--learning-rate", "inf"], 2, ["--learning-rate"]),
         (["--learning-rate", "-1"], 2, ["--learning-rate"]),
         (["--steps", "0"], 2, ["--steps"]),
+        (["--seed", "-1"], 2, ["--seed"]),
+        (["--seed", str(2**63)], 2, ["--seed"]),
         (["--targets", "heads"], 2, ["'heads'", "'mlp'"]),
         (["--resume"], 3, ["no unfinished run of divisors", "--resume"]),
         (["--task", "mth"], 3, ["'mth'", "did you mean math"]),
@@ -103,6 +107,16 @@ def test_without_tensorboard_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     refused(train("--tensorboard"), 1, "tensorboard, which is not installed", "t2cli[tensorboard]")
     assert runs(tmp_path) == []
+
+
+def test_a_lora_is_not_for_a_base_that_is_spread(
+    train: Callable, refused: Callable, begun: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    refused(train("--adapter", "lora", "--device", "spread"), 2, "a LoRA is trained on one", "--adapter svf")
+    assert runs(tmp_path) == []
+    begun(adapter="lora")
+    refused(train("--resume", "--device", "spread"), 2, "a LoRA is trained on one")
 
 
 def test_torchrun_and_spread_are_not_for_each_other(

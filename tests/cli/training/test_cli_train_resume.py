@@ -80,6 +80,20 @@ def test_resume_goes_on_with_the_settings_of_the_run(
     assert entry.manifest.targets.count == 6
 
 
+def test_resume_says_which_settings_are_not_those_of_the_run(
+    train: Callable, refused: Callable, begun: Callable[..., RunFolder]
+) -> None:
+    folder = begun(selection="mlp", seed=4, steps=20)
+    with folder.claimed():  # what follows is not of interest here
+        other = ["--preset", "paper", "--trainer", "evolution", "--targets", "attention", "--seed", "0"]
+        said = train("--resume", *other).stderr
+        same = ["--preset", "t2", "--trainer", "policy-gradient", "--adapter", "svf", "--targets", "mlp", "--seed", "4"]
+        assert "ignored" not in train("--resume", *same, "--steps", "20", "--learning-rate", "0.03").stderr
+        assert "ignored" not in train("--resume").stderr
+    wanted = "--preset paper and --trainer evolution and --targets attention and --seed 0 ignored: "
+    assert f"warning: {wanted}a run goes on with the settings it began with" in said
+
+
 def test_resume_is_for_the_same_task(
     run: Callable, refused: Callable, begun: Callable[..., RunFolder], options: list[str], task: Path
 ) -> None:
