@@ -22,7 +22,7 @@ from t2cli.tasks.math_reward import check_installed
 from t2cli.tasks.prompts import fill
 from t2cli.tasks.sampling import SPLITS, Item, digest, split_of, words_digest
 from t2cli.tasks.unit_tests import suite_problem
-from t2cli.tasks.verify import extract_number
+from t2cli.tasks.verify import extract_number, plain_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,6 +193,8 @@ def answer_problem(kind: str, answer: str) -> str:
         return f"the answer {answer!r:.60} holds no number"
     if kind == "choice" and not re.fullmatch(r"\(?[A-Ea-e1-5][).]?", answer):
         return f"the answer {answer!r:.60} is no letter from A to E and no number from 1 to 5"
+    if kind == "exact" and not plain_text(answer):
+        return f"the answer {answer!r:.60} is punctuation only, which counts for nothing"
     if kind == "math":
         check_installed()  # now, and not at the first answer
     if kind == "yesno" and answer.casefold() not in ("yes", "no"):

@@ -97,11 +97,19 @@ def number(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool
     return extract_number(completion) == expected
 
 
+# Markdown's emphasis with underscores, which are word characters: _yes_ is emphasised, is_yes_ and _yes are names.
+_UNDERSCORED = re.compile(r"(?<!\w)(_{1,3})(?![_\s])([^\n]{0,200}?[^_\s])\1(?!\w)")
+
+
+def _without_underscores(text: str) -> str:
+    return _UNDERSCORED.sub(r"\2", text)
+
+
 _EITHER = re.compile(r"\b(?:yes\s*(?:or|/)\s*no|no\s*(?:or|/)\s*yes)\b", re.IGNORECASE)
 # "No" before a noun is a quantifier ("No dogs are cats"); before these words it is an answer.
 _YES_OR_NO = re.compile(
     r"""(?<!\w) (?<!\w-)
-    (yes | no (?! [ \t]+ (?! (?:it|this|that|the|they|we|you|I|not|because|since|as)\b ) \w ))
+    (yes | no (?! [ \t]+ (?! (?:it|this|that|there|the|they|we|you|I|not|because|since|as)\b ) \w ))
     (?!\w|-\w)""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -113,7 +121,7 @@ def yesno(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     A "no" that quantifies a noun ("No dogs are cats") and the phrase "yes or no" are passed over:
     both come from the question, and repeating it would pay more often than guessing.
     """
-    found = _YES_OR_NO.search(_EITHER.sub(" ", completion))
+    found = _YES_OR_NO.search(_EITHER.sub(" ", _without_underscores(completion)))
     return found is not None and found[1].casefold() == answer.strip().casefold()
 
 
@@ -165,12 +173,13 @@ def exact(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     Case, the amount of white space, Markdown emphasis or quotes around the text, and punctuation at
     its end make no difference; everything else does.
     """
-    wanted = _plain(answer)
+    wanted = plain_text(answer)
     lines = [line for line in completion.splitlines() if line.strip()]
-    return bool(wanted) and bool(lines) and wanted in (_plain(completion), _plain(lines[-1]))
+    return bool(wanted) and bool(lines) and wanted in (plain_text(completion), plain_text(lines[-1]))
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Return what `exact` compares of a text; "" where that is nothing, as of punctuation alone."""
     collapsed = " ".join(text.casefold().split())
     return collapsed.strip("*_`\"'\u201c\u201d\u2018\u2019 ").rstrip(".,;:!?*_`\"'\u201c\u201d\u2018\u2019 ")
 
@@ -184,7 +193,8 @@ def word(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     is; repeating the story, or listing its names, is wrong whatever the answer.
     """
     offered = {answer, *candidates}
-    return {each for each in offered if _has_word(completion, each)} == {answer}
+    text = completion if any("_" in each for each in offered) else _without_underscores(completion)
+    return {each for each in offered if _has_word(text, each)} == {answer}
 
 
 def term(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:

@@ -178,6 +178,17 @@ def test_a_damaged_file_is_told_with_its_line(
     assert error.value.hint
 
 
+@pytest.mark.parametrize("answer", ["?", "...", "**", "_"])
+def test_an_answer_of_punctuation_that_no_completion_can_give_is_told_with_its_line(
+    answer: str, own: Callable[..., SpecTask]
+) -> None:
+    head = HEAD.replace("number", "exact")
+    good = {"question": "What ends a question?", "answer": "a mark"}
+    task = own(head=head, q=lines([good, {"question": "Which mark?", "answer": answer}]))
+    with pytest.raises(CorruptArtifactError, match=r"q\.jsonl, line 2: the answer .* is punctuation only"):
+        task.examples("train", 1, 0)
+
+
 def test_the_same_question_twice_is_one_question(own: Callable[..., SpecTask]) -> None:
     task = own(q=lines(SUMS + SUMS))
     assert sum(len(task.examples(split, 10_000, 0, fewer=True)) for split in SPLITS) == len(SUMS)

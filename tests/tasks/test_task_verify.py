@@ -45,6 +45,18 @@ def test_an_empty_completion_is_wrong(kind: str, completion: str) -> None:
         ("No", "No dogs are cats", False),
         ("Yes", "No dogs are cats, so yes.", True),
         ("No", "No it does not.", True),
+        ("No", "No there is not.", True),
+        ("Yes", "_Yes_", True),
+        ("Yes", "__Yes__, it follows", True),
+        ("Yes", "___Yes___", True),
+        ("Yes", "**_Yes._**", True),
+        ("No", "_No, it does not._", True),
+        ("Yes", "yes_no", False),
+        ("Yes", "_yes_no_", False),
+        ("Yes", "_yes", False),
+        ("Yes", "yes_", False),
+        ("Yes", "is_yes_", False),
+        ("Yes", "__yes_", False),
         ("No", "No\nDogs are no cats", True),
         ("No", "No. Dogs are cats", True),
         ("No", "no", True),
@@ -145,6 +157,12 @@ NAMES = ("Tayo", "Ayan", "Aaron", "Aaron-James", "Will", "Chad")
     [
         ("Chad", "Chad", True),
         ("Chad", "**Chad**.", True),
+        ("Chad", "_Chad_", True),
+        ("Chad", "It is __Chad__.", True),
+        ("Chad", "_Chad_ and _Tayo_", False),
+        ("Chad", "_Chad_Tayo_", False),
+        ("Chad", "Chad_Tayo", False),
+        ("Chad", "get_Chad", False),
         ("Chad", "Chad is committed to pigs.", True),
         ("Chad", "It's Chad's farm, Chad will know.", True),
         ("Aaron-James", "Aaron-James", True),
@@ -170,6 +188,9 @@ KIN = ["father", "mother", "father-in-law", "grandfather"]
         ("father", "Father.", True),
         ("father", "Edward is the FATHER of Finn", True),
         ("father", "father-in-law", False),
+        ("father", "_Father_", True),
+        ("father", "_father-in-law_", False),
+        ("father", "father_of", False),
         ("father-in-law", "the father-in-law", True),
         ("father", "the grandfather", False),
         ("father", "his father or his mother", False),
@@ -179,6 +200,11 @@ KIN = ["father", "mother", "father-in-law", "grandfather"]
 )
 def test_term_accepts_only_the_one_of_a_list_in_any_case(answer: str, completion: str, right: bool) -> None:
     assert term(answer, completion, KIN) is right
+
+
+def test_underscores_of_a_candidate_are_no_emphasis() -> None:
+    assert word("__init__", "It is __init__", ["__init__", "init"])
+    assert not word("init", "It is __init__", ["__init__", "init"])
 
 
 @given(st.lists(st.sampled_from(NAMES), max_size=6))
