@@ -21,6 +21,10 @@ class DivergedError(T2Error):
     """Numbers grew until they were no longer finite: an expert, or a policy in training, is lost (exit 1)."""
 
 
+class OutputError(T2Error):
+    """Standard output cannot be written: whatever follows would be lost (exit 1)."""
+
+
 class UsageError(T2Error):
     """The command was called with arguments that cannot work (exit 2)."""
 

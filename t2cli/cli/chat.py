@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from t2cli.cli.chat_output import record, streamed
-from t2cli.cli.chat_rows import LONGEST_LINE, lines_of, readable
+from t2cli.cli.chat_rows import LONGEST_LINE, lines_of
 from t2cli.cli.dispatch_options import Soft, Threshold, dispatch_config
 from t2cli.cli.mix_search import chat_examples, few_shot_strategy
 from t2cli.cli.options import (
@@ -124,10 +124,12 @@ def _source(out: Output, prompt: str | None, batch: int | None, done: Path | Non
 
         return partial(answer_rows, out, Rows(out, batch, done))
     if prompt is not None:
+        from t2cli.dispatch.conversation import readable
+
         return partial(single, out, readable(prompt))  # an argument's bytes may be no UTF-8
     if sys.stdin is not None and sys.stdin.isatty():
         return None
-    return partial(piped, out, _first_line_read(_lines()))
+    return partial(piped, out, _first_line_read(out, _lines()))
 
 
 def _check(prompt: str | None, temperature: float, jsonl: bool, done: Path | None) -> None:
@@ -198,16 +200,23 @@ def _lines() -> Iterator[tuple[int, str]]:
         yield number, (text.removeprefix("\ufeff") if number == 1 else text).strip()  # a byte order mark is no question
 
 
-def _first_line_read(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Return `lines` from its first question on. Raises UsageError if there is none: no model is loaded for that."""
+def _first_line_read(out: Output, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Answer the blank lines before the first question, and return what follows.
+
+    Raises UsageError if there is no question: no model is loaded for that.
+    """
     import itertools
 
-    blank: list[tuple[int, str]] = []
     for number, line in lines:
         if line:
-            return itertools.chain(blank, [(number, line)], lines)
-        blank.append((number, line))
+            return itertools.chain([(number, line)], lines)
+        _answer_blank(out, number)
     raise UsageError("standard input holds no question", hint='pipe a line into it: echo "What is 17 + 25?" | t2 chat')
+
+
+def _answer_blank(out: Output, number: int) -> None:
+    out.warn(f"line {number} is empty")
+    out.data("")
 
 
 def single(out: Output, prompt: str, two_pass: TwoPass, strategy: Strategy, sampling: SamplingConfig) -> None:
@@ -228,8 +237,7 @@ def piped(
 
     for number, question in questions:
         if not question:
-            out.warn(f"line {number} is empty")
-            out.data("")
+            _answer_blank(out, number)
             continue
         messages = [{"role": "user", "content": question}]
         try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from t2cli.cli.chat_output import explained, record, streamed, who
 from t2cli.dispatch.decision import FEW_SHOT, OTHER
-from t2cli.errors import T2Error, UsageError
-from t2cli.files import write_atomic
+from t2cli.errors import OutputError, T2Error, UsageError
+from t2cli.files import disk_error, write_atomic
 from t2cli.lookup import near_matches
 from t2cli.paths import expanded
 
@@ -48,22 +47,31 @@ def run(conversation: Conversation, line: str) -> None:
         command.run(conversation, argument.strip())
     except KeyboardInterrupt:
         conversation.out.say("\n(stopped)")
+    except OutputError:
+        raise  # nobody could read an answer any more
     except T2Error as error:
         conversation.failed(error)
 
 
 def expert(conversation: Conversation, reference: str) -> None:
-    """Let one expert answer from now on, or nobody, or whom pass 1 chooses; without an argument say who it is."""
+    """Let one expert answer from now on, or nobody, or whom pass 1 chooses; without an argument say who does."""
     if reference == AUTO:
         adapt(conversation, conversation.automatic)
     elif reference == NONE:
-        conversation.strategy = conversation.two_pass.strategy(NONE)
-        conversation.tell("(the base model answers)")
+        adapt(conversation, NONE)
     elif reference:
         _by_hand(conversation, reference, "")
     else:
-        fixed = getattr(conversation.strategy, "decision", None)
-        conversation.tell(f"({who(fixed)} answers)" if fixed else f"({conversation.automatic} chooses)")
+        _tell_who(conversation)
+
+
+def _tell_who(conversation: Conversation) -> None:
+    """Say who answers, or who chooses."""
+    fixed: Decision | None = getattr(conversation.strategy, "decision", None)
+    if fixed is None or fixed.strategy == FEW_SHOT:
+        conversation.tell(f"({conversation.automatic} chooses)")
+    else:
+        conversation.tell(f"({who(fixed) if fixed.weights else 'the base model'} answers)")
 
 
 def mix(conversation: Conversation, members: str) -> None:
@@ -84,13 +92,13 @@ def _by_hand(conversation: Conversation, reference: str, members: str) -> None:
 
 
 def adapt(conversation: Conversation, name: str) -> None:
-    """Let a strategy choose from now on, among the experts that there are now."""
+    """Let a strategy choose from now on, among the experts that there are now; without an argument say who does."""
     if name:
         conversation.strategy = conversation.strategy_of(name)
         if name != NONE:
             conversation.automatic = name
         conversation.warned()
-    conversation.tell(f"({name or conversation.automatic} chooses)" if name != NONE else "(the base model answers)")
+    _tell_who(conversation)
 
 
 def why(conversation: Conversation, _: str) -> None:
@@ -149,10 +157,14 @@ def save(conversation: Conversation, file: str) -> None:
     if not conversation.messages:
         raise UsageError("nothing was said yet", hint="ask something first")
     path = expanded(file)
-    if path.exists() and path.resolve() not in conversation.saved:
+    try:
+        taken = path.exists() and path.resolve() not in conversation.saved
+    except OSError as error:  # a name too long, or a folder that may not be read
+        raise disk_error(path, error) from error
+    if taken:
         raise UsageError(f"{path} is there already", hint="choose another name")
     write_atomic(path, "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in conversation.messages))
-    conversation.saved.add(Path(path).resolve())
+    conversation.saved.add(path.resolve())
     conversation.tell(f"({len(conversation.messages)} messages saved in {path})")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from t2cli.dispatch.conversation import chat_of
 from t2cli.errors import NotFoundError, T2Error, UsageError
 from t2cli.files import disk_error
 from t2cli.lookup import near_matches
@@ -23,7 +24,6 @@ SOON = 0.02  # seconds to wait for one more line before what is there is answere
 
 FIELDS = ("prompt", "messages", "id", "expert", "mix")
 NOBODY = "none"  # in place of an expert's reference: the base model
-ROLES = ("system", "user", "assistant")
 
 LARGEST = sys.float_info.max
 
@@ -132,7 +132,7 @@ def parsed(number: int, line: bytes | None) -> Row | None:
     row = fields.get("id")
     if row is not None and (isinstance(row, bool) or not isinstance(row, str | int)):
         raise UsageError("its id is neither a text nor a whole number")
-    return Row(number, number if row is None else row, _messages(fields), _weights(fields))
+    return Row(number, number if row is None else row, chat_of(fields), _weights(fields))
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -145,26 +145,6 @@ def _object(line: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise UsageError('it is no JSON object such as {"prompt": "What is 6 * 7?"}')
     return fields
-
-
-def _messages(fields: Mapping[str, Any]) -> list[dict[str, str]]:
-    if ("prompt" in fields) == ("messages" in fields):
-        raise UsageError("it needs either a prompt or messages")
-    if "prompt" in fields:
-        if not isinstance(fields["prompt"], str) or not fields["prompt"].strip():
-            raise UsageError("its prompt is no text, or empty")
-        return [{"role": "user", "content": readable(fields["prompt"])}]
-    given = fields["messages"]
-    if not isinstance(given, list) or not given:
-        raise UsageError("its messages are no list, or none")
-    for message in given:
-        if not isinstance(message, dict) or message.keys() != {"role", "content"}:
-            raise UsageError("each of its messages needs a role and a content, and nothing else")
-        if message["role"] not in ROLES or not isinstance(message["content"], str):
-            raise UsageError(f"the role of a message is one of {', '.join(ROLES)}, and its content a text")
-    if given[-1]["role"] != "user" or not given[-1]["content"].strip():
-        raise UsageError("its last message is not a user's, or empty")
-    return [{"role": message["role"], "content": readable(message["content"])} for message in given]
 
 
 def _weights(fields: Mapping[str, Any]) -> Mapping[str, float] | None:
@@ -187,11 +167,6 @@ def _weights(fields: Mapping[str, Any]) -> Mapping[str, float] | None:
     from t2cli.cli.mix import parse_weights
 
     return parse_weights(members)
-
-
-def readable(text: str) -> str:
-    """Return `text` with what is no character replaced: JSON can write half of a pair of surrogates."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def done_ids(path: Path, warn: Callable[[str], None]) -> set[Id]:

@@ -12,7 +12,7 @@ from t2cli.cli.chat_output import record, streamed, who
 from t2cli.cli.output import write_stderr
 from t2cli.config import DispatchConfig
 from t2cli.dispatch.decision import FEW_SHOT
-from t2cli.errors import T2Error, UsageError
+from t2cli.errors import OutputError, T2Error, UsageError
 
 if TYPE_CHECKING:
     from t2cli.cli.output import Output
@@ -61,6 +61,8 @@ class Conversation:
             text = self.answer(self._fitted(messages))
         except KeyboardInterrupt:
             self.out.say("\n(stopped)")
+        except OutputError:
+            raise  # nobody could read an answer any more
         except T2Error as error:
             self.failed(error)
         else:
@@ -85,11 +87,11 @@ class Conversation:
         else:
             return decision
         by_hand = decision.category is None
-        self.strategy = self.strategy_of("none" if by_hand else self.automatic)
-        decision = self.strategy.decide(messages)
         try:
+            self.strategy = self.strategy_of("none" if by_hand else self.automatic)
+            decision = self.strategy.decide(messages)
             self._check(decision)
-        except T2Error:
+        except T2Error:  # the strategy itself may lack what it needs now
             decision = self.two_pass.strategy("none").decide(messages)
         if not decision.weights:
             self.out.warn("the base model answers" + ("; /expert and /mix choose others" if by_hand else ""))

@@ -69,6 +69,7 @@ def list_experts(
     """
     from t2cli.models.catalog import known_fingerprint
     from t2cli.paths import registry_search_path
+    from t2cli.registry.dispatcher_record import category_key
     from t2cli.registry.listing import remembered
     from t2cli.registry.local import LocalRegistry
 
@@ -76,9 +77,14 @@ def list_experts(
     experts = LocalRegistry(registry_search_path(registry))
     found, problems = _on_hub(remote, every) if remote else (remembered(experts), experts.problems)
     entries = sorted(found, key=_order)
-    if category:
+    wanted = category_key(category)
+    if category and wanted not in {category_key(entry.manifest.category) for entry in entries}:
         require(category, {entry.manifest.category for entry in entries}, "category of experts")
-    listed = [e for e in entries if category in ("", e.manifest.category) and kind in (None, e.manifest.kind)]
+    listed = [
+        entry
+        for entry in entries
+        if wanted in ("", category_key(entry.manifest.category)) and kind in (None, entry.manifest.kind)
+    ]
     listed = listed if every else newest(listed)
     target = base or DEFAULT_BASE
     relation_to = _relations(known_fingerprint(target))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from t2cli.registry.local import ExpertEntry, LocalRegistry
     from t2cli.registry.manifest import BaseRecord
     from t2cli.registry.resolve import Resolver
+
+LONGEST_LIST = 1000  # characters: half of what a text of a manifest may have
 
 _WITH_ALPHA = re.compile(
     r"(?P<ref>.*?[^:]):(?P<alpha>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity))", re.I
@@ -191,8 +194,8 @@ def _publish(
             name=name,
             version=1,  # the registry assigns the real one
             kind="mix",
-            category="+".join(categories),
-            description="mix of " + ", ".join(_described(parent, alpha, base) for parent, alpha in members) + note,
+            category=_shortened(categories, "+"),
+            description=_description(members, base) + note,
             base=base,
             targets=TargetsRecord("+".join(selections), len(z), z.parameters),
             z=ZRecord("z.safetensors", "0" * 64, "linear"),
@@ -203,6 +206,20 @@ def _publish(
         ),
         z_to_bytes(z),
     )
+
+
+def _description(members: Members, base: BaseRecord) -> str:
+    """Return a mix for people; of many members the first, for the manifest's parents have all."""
+    return "mix of " + _shortened([_described(parent, alpha, base) for parent, alpha in members], ", ")
+
+
+def _shortened(parts: Sequence[str], between: str) -> str:
+    """Return the parts joined, as many of them as LONGEST_LIST characters hold, and how many more there are."""
+    kept = len(parts)
+    while kept > 1 and len(between.join(parts[:kept])) > LONGEST_LIST:
+        kept -= 1
+    more = [f"{len(parts) - kept} more"] if kept < len(parts) else []
+    return between.join([*parts[:kept], *more])
 
 
 def _described(parent: ExpertEntry, alpha: float, base: BaseRecord) -> str:

@@ -5,6 +5,7 @@ Errors raised anywhere below are rendered here, once, by `render_error`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TextIO
 
 from t2cli import paths
-from t2cli.errors import Interrupted, T2Error
+from t2cli.errors import Interrupted, OutputError, T2Error
 
 DIM, RED, YELLOW = "2", "31", "33"
 LONGEST_LINE = 500  # characters of an error line: some libraries put a whole listing into one message
@@ -63,18 +64,21 @@ class Output:
 def write_stdout(text: str) -> None:
     """Write `text` to stdout and flush it.
 
-    BrokenPipeError if the reader has gone, T2Error if it cannot be written for another reason.
+    BrokenPipeError if the reader has gone, OutputError if it cannot be written for another reason.
     """
     if sys.stdout is None:  # started with stdout closed
         return
+    from t2cli.cli.progress import paused
+
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with paused() if sys.stdout.isatty() else contextlib.nullcontext():
+            sys.stdout.write(text)
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         discard(sys.stdout)
-        raise T2Error(f"standard output could not be written: {error.strerror or error}") from error
+        raise OutputError(f"standard output could not be written: {error.strerror or error}") from error
 
 
 def write_stderr(text: str) -> None:
@@ -221,6 +225,8 @@ def _described(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "", Interrupted.exit_code
     # Typer's usage errors have no public class in every version; they all have format_message().
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", "check the path and its permissions", T2Error.exit_code
     if callable(message := getattr(error, "format_message", None)):
         command = getattr(getattr(error, "ctx", None), "command_path", "t2")
         # Newer versions put pydantic's prefix into the text.

@@ -11,6 +11,7 @@ Deviations from the paper and its released code:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from t2cli.dispatch.decision import FEW_SHOT, Decision
 from t2cli.dispatch.few_shot import BASE, FewShotResult
 from t2cli.dispatch.shots import Shots, TaskShot
 from t2cli.dispatch.two_pass import TwoPass
+from t2cli.errors import DivergedError
 from t2cli.evaluation.choices import Choices, Learned
 from t2cli.evaluation.evaluate import Advance, Answerer, Answers, answers_in_use, judged, limit_of
 from t2cli.models.generate import Completion, generate, greedy_in_batches
@@ -78,7 +80,9 @@ def best_expert(two_pass: TwoPass, shots: Mapping[str, Shots], note: Note = lamb
         learnt, scores = shots[task.name], dict[str, float]()
         for reference in references:
             note(f"{task.name}: {reference}")
-            with two_pass.adapted.use_z(read_z(two_pass.resolver.find(reference))):
+            scores[reference] = 0.0  # stays where its numbers overflow
+            z = read_z(two_pass.resolver.find(reference))
+            with contextlib.suppress(DivergedError), two_pass.adapted.use_z(z):
                 scores[reference] = answers_in_use(two_pass.adapted, task, learnt.examples).accuracy
         best = max(references, key=lambda reference: scores[reference])
         return {best: 1.0}, Learned(learnt.split, len(learnt.examples), best, scores)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from t2cli.dispatch.conversation import chat_of, readable
 from t2cli.dispatch.decision import Messages
 from t2cli.errors import NotFoundError, T2Error, UsageError
 from t2cli.lookup import near_matches
@@ -26,7 +27,6 @@ FEWEST = 4  # two to search with and two to hold out
 SEARCHED = 16  # at most; a search asks each of them hundreds of times, and one held out as often as there are rivals
 LARGEST = 16 << 20  # bytes; examples are few
 KEYS = ("prompt", "messages", "answer", "reward")
-ROLES = ("system", "user", "assistant")
 
 _NUMBER = re.compile(r"[-+\u2212]?\s?[$€£¥]?\s?(\d[\d,]*\.?\d*|\.\d+)(\s?/\s?\d+|[eE][-+]?\d+)?\s?%?")
 _YESNO = re.compile(r"yes|no", re.IGNORECASE)
@@ -71,9 +71,10 @@ def read_examples(path: str, reward: str = "") -> list[FewShot]:
     naming the line, for one that is no example, for two answers to one question, and for fewer than four examples.
     """
     file = expanded(path)
-    if not file.is_file():
-        raise NotFoundError(f"there is no file {path}", hint='one JSON object per line: {"prompt": ..., "answer": ...}')
     try:
+        if not file.is_file():
+            hint = 'one JSON object per line: {"prompt": ..., "answer": ...}'
+            raise NotFoundError(f"there is no file {path}", hint=hint)
         if file.stat().st_size > LARGEST:
             raise UsageError(f"{path} is larger than {LARGEST >> 20} MiB", hint="a few dozen examples are enough")
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -109,8 +110,10 @@ def _example(text: str, where: str, line: int) -> FewShot:
         raise UsageError(f"{where} is no JSON object", hint='write {"prompt": ..., "answer": ...}')
     if unknown := sorted(set(record) - set(KEYS)):
         raise UsageError(f"{where} has the unknown key {unknown[0][:80]!r}", hint=f"known: {', '.join(KEYS)}")
-    if ("prompt" in record) == ("messages" in record):
-        raise UsageError(f"{where} needs either prompt or messages", hint='write {"prompt": ..., "answer": ...}')
+    try:
+        messages = chat_of(record)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", hint=error.hint) from error
     answer = record.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
@@ -119,26 +122,7 @@ def _example(text: str, where: str, line: int) -> FewShot:
     reward = record.get("reward", "")
     if reward != "":
         _check_reward(reward, where)
-    return FewShot(_messages(record, where), answer.strip(), reward, line)
-
-
-def _messages(record: dict[str, object], where: str) -> Messages:
-    """Return the chat of a line, which ends with what the user asks."""
-    if "prompt" in record:
-        prompt = record["prompt"]
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UsageError(f"{where}: prompt must be a text that is not empty", hint="it is the question")
-        return [{"role": "user", "content": prompt}]
-    messages, hint = record["messages"], 'as in [{"role": "user", "content": "..."}]'
-    if not isinstance(messages, list) or not messages:
-        raise UsageError(f"{where}: messages must be a list of messages", hint=hint)
-    for message in messages:
-        sound = isinstance(message, dict) and set(message) == {"role", "content"}
-        if not sound or message["role"] not in ROLES or not isinstance(message["content"], str):
-            raise UsageError(f"{where}: a message needs a role ({', '.join(ROLES)}) and a content", hint=hint)
-    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise UsageError(f"{where}: the last message must be the user's question", hint=hint)
-    return messages
+    return FewShot(messages, readable(answer.strip()), reward, line)
 
 
 def _check_reward(reward: object, where: str) -> None:

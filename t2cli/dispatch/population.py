@@ -28,7 +28,7 @@ import torch
 
 from t2cli.config import SamplingConfig
 from t2cli.dispatch.examples import Shot
-from t2cli.errors import UsageError
+from t2cli.errors import DivergedError, UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.cache import attention_window, growing_cache
 from t2cli.models.generate import Completion, Stop, chunks, continued, generate
@@ -40,6 +40,7 @@ from t2cli.training.packing import pack
 
 BATCH_BYTES = 3 << 30  # of keys, values and predictions at a time
 SPARE = 8  # tokens that an answer may have beyond twice the longest right one before it
+LOST = -1000.0  # nats a token: less than any that float32 can tell from impossible
 PACKED = 16  # questions in one packed row: attention within it grows with the square
 FOLDED_ROWS, FOLDED_TOKENS = 64, 4096  # the same where there is but one such row: more answer together
 
@@ -141,11 +142,21 @@ class Exam:
 
     @torch.inference_mode()
     def judge(self, z: torch.Tensor) -> list[Judged]:
-        """Return how each z of (C, P) answers the questions; the first call gives every answer the full length."""
-        limit, tokens = self.limit, self.answer_tokens
-        answers = [self._alone(row, limit) for row in z] if self._folding_pays(z) else self._together(z, limit)
+        """Return how each z of (C, P) answers the questions; the first call gives every answer the full length.
+
+        A z under which the model's numbers overflow has nothing right and LOST as its likelihood.
+        """
+        return self._judged(z, self.limit)
+
+    def _judged(self, z: torch.Tensor, limit: int) -> list[Judged]:
+        try:
+            answers = [self._alone(row, limit) for row in z] if self._folding_pays(z) else self._together(z, limit)
+        except DivergedError:
+            if len(z) == 1:
+                return [Judged((False,) * len(self.examples), LOST)]
+            return [judged for row in z for judged in self._judged(row.unsqueeze(0), limit)]
         return [
-            Judged(tuple(self._is_right(i, done) for i, done in enumerate(completions)), total / tokens)
+            Judged(tuple(self._is_right(i, done) for i, done in enumerate(completions)), total / self.answer_tokens)
             for completions, total in answers
         ]
 

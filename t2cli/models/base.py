@@ -79,9 +79,8 @@ class BaseModel:
         return list(encoded["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of generated token ids without special tokens and the end token, which may be none of these."""
-        kept = list(ids[:-1] if ids and ids[-1] in self.eos else ids)
-        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Return the text of generated token ids without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _without_system_role(messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ from t2cli.models.memory import Room
 from t2cli.models.reading import read
 from t2cli.models.text_model import TextModel
 
+COLDEST = 1e-6  # temperature
 SHRINK = 0.75  # finished rows leave the batch when fewer than this share are alive: copying the cache costs too
 
 Stop = Callable[[Sequence[int]], bool]  # whether the token ids of a completion are all that is wanted
@@ -141,9 +142,10 @@ def continued(
 def choose(logits: torch.Tensor, temperature: float, drawn: torch.Tensor | None) -> torch.Tensor:
     """Return one token id per row (B,) of logits (B, V): the best at temperature 0, else that of drawn (B,) in [0, 1).
 
-    Raises T2Error where the model's numbers have overflowed: no token means anything then.
+    A temperature below COLDEST is 0: float32 cannot hold logits divided by it. Raises DivergedError where
+    the model's numbers have overflowed: no token means anything then.
     """
-    if temperature <= 0 or drawn is None:
+    if temperature < COLDEST or drawn is None:
         best, chosen = logits.max(dim=-1)
         _check_finite(best)
         return chosen

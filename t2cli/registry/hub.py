@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t2cli import paths
-from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
+from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
 from t2cli.lookup import near_matches
 from t2cli.registry.entry import MANIFEST_FILE, MAX_MANIFEST_BYTES, ExpertEntry, Slot, parse_manifest
 from t2cli.registry.hub_client import BROKEN, HubRepo, Snapshot
@@ -177,7 +177,9 @@ def fetched(ref: ExpertRef, base_digest: str | None = None) -> LocalRegistry:
     try:
         for _ in pull(HubRepo(ref.repo), HubSource(ref.repo, expert=local), registry):
             pass
-    except (NetworkError, NotFoundError):
+    except CorruptArtifactError:
+        raise
+    except T2Error:
         if not here:  # else it is here for another base, and whoever asks decides about that one
             raise
     return registry

@@ -19,7 +19,7 @@ from t2cli.errors import IncompatibleBaseError, T2Error
 from t2cli.registry.checks import misfit
 from t2cli.registry.entry import Slot
 from t2cli.registry.local import ExpertEntry, LocalRegistry
-from t2cli.registry.reference import ExpertRef
+from t2cli.registry.reference import HUB_SCHEME, ExpertRef
 from t2cli.svf.relation import Fingerprint, Printed, Probes, Relation, relation
 
 Related = tuple[ExpertEntry, Relation]
@@ -46,6 +46,7 @@ class Resolver:
         self.base = base
         self.allow_foreign = allow_foreign
         self._strangers: dict[str, Related] = {}  # by digest
+        self._not_own: set[str] = set()  # references to the Hub that have no expert of this very base
         self._remarks: list[str] = []
         self._told: set[str] = set()
 
@@ -116,8 +117,12 @@ class Resolver:
             return False
 
     def _located(self, ref: ExpertRef | str) -> Related:
-        with contextlib.suppress(IncompatibleBaseError):
-            return self.registry.find(ref, base_digest=self.base.weights), Relation("same", 0.0)
+        if str(ref) not in self._not_own:
+            try:
+                return self.registry.find(ref, base_digest=self.base.weights), Relation("same", 0.0)
+            except IncompatibleBaseError:
+                if str(ref).startswith(HUB_SCHEME):  # the Hub is asked once, and not for every question
+                    self._not_own.add(str(ref))
         entry, how = closest_first([(entry, self.relation(entry)) for entry in self.registry.find_each(ref)])[0]
         if not how.close and not self.allow_foreign:
             raise self._refused(entry, how)

@@ -99,6 +99,12 @@ def test_the_last_line_needs_no_end_and_blank_lines_before_the_first_stay(chat: 
     assert result.stderr == "warning: line 1 is empty\nwarning: line 2 is empty\n"
 
 
+def test_blank_lines_alone_are_answered_and_no_question(chat: Callable) -> None:
+    result = chat(stdin="\n \n\t\n")
+    assert (result.exit_code, result.stdout) == (2, "\n\n\n")
+    assert "error: standard input holds no question" in result.stderr.splitlines()
+
+
 def test_a_byte_order_mark_is_no_part_of_the_question(chat: Callable) -> None:
     with_mark, without = (chat("--json", stdin=mark + b"what\n") for mark in (b"\xef\xbb\xbf", b""))
     answers = [json.loads(result.stdout) for result in (with_mark, without)]
@@ -149,7 +155,6 @@ LONG = "zq" * 600
         ([""], "", 2, ["the prompt is empty", "t2 chat"]),
         ([" \n"], "", 2, ["the prompt is empty"]),
         ([], "", 2, ["standard input holds no question", "t2 chat"]),
-        ([], "\n \n\t\n", 2, ["standard input holds no question"]),
         (["x", "--expert", "math", "--mix", "math:1"], "", 2, ["--expert and --mix exclude each other"]),
         (["x", "--mix", ", ,"], "", 2, ["--mix names no expert"]),
         (["x", "--mix", "math:0.5,story"], "", 2, ["story has no weight"]),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ from t2cli.config import DispatchConfig, SamplingConfig
 from t2cli.dispatch.choice import DIGITS
 from t2cli.dispatch.decision import Decision
 from t2cli.dispatch.two_pass import TwoPass
+from t2cli.errors import OutputError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 
@@ -158,6 +162,79 @@ def test_why(
     talk.decision = decision
     run_command(talk, "/why")
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_adapt_and_expert_alone_say_who_answers(
+    adapt: Callable[..., AdaptedModel],
+    chat_experts: dict[str, ExpertEntry],
+    tmp_path: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    two_pass = TwoPass(adapt("llama"), LocalRegistry([tmp_path / "experts"]), quiet=True)
+    talk = Conversation(Output(), two_pass, two_pass.strategy("auto"), SamplingConfig(4), "auto")
+    for command, said in {
+        "/adapt": "(auto chooses)",
+        "/expert math": "(math@1 answers)",
+        "/mix math:0.5": "(0.5 math@1 answers)",
+        "/expert none": "(the base model answers)",
+        "/adapt prompt": "(prompt chooses)",
+    }.items():
+        if " " in command:
+            run_command(talk, command)
+        for alone in ("/adapt", "/expert"):
+            capsys.readouterr()
+            run_command(talk, alone)
+            assert capsys.readouterr().err.splitlines() == [said]
+
+
+def test_a_strategy_that_lost_what_it_needs_leaves_the_base_to_answer(
+    adapt: Callable[..., AdaptedModel],
+    chat_experts: dict[str, ExpertEntry],
+    dispatcher: ExpertEntry,
+    tmp_path: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    two_pass = TwoPass(adapt("llama"), LocalRegistry([tmp_path / "experts"]), quiet=True)
+    talk = Conversation(Output(quiet=True), two_pass, two_pass.strategy("classifier"), SamplingConfig(4), "classifier")
+    chosen = [
+        question for question in QUESTIONS if talk.strategy.decide([{"role": "user", "content": question}]).weights
+    ]
+    assert chosen
+    for entry in (dispatcher, *chat_experts.values()):
+        shutil.rmtree(entry.path.parent)
+    for _ in range(2):
+        talk.turn(chosen[0])
+        assert talk.decision is not None
+        assert not talk.decision.weights
+        assert "warning: the base model answers" in capsys.readouterr().err
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file.txt/talk.jsonl"])
+def test_what_cannot_be_saved_ends_no_conversation(
+    name: str, adapt: Callable[..., AdaptedModel], tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.txt").touch()
+    two_pass = TwoPass(adapt("llama"), LocalRegistry([]), quiet=True)
+    talk = Conversation(Output(quiet=True), two_pass, two_pass.strategy("none"), SamplingConfig(4), "prompt")
+    talk.messages = [{"role": "user", "content": "x"}]
+    run_command(talk, f"/save {tmp_path}/{name}")
+    assert "could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this platform has no /dev/full")  # noqa: PTH110
+def test_a_conversation_ends_where_nobody_can_read_it(
+    adapt: Callable[..., AdaptedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_pass = TwoPass(adapt("llama"), LocalRegistry([]), quiet=True)
+    talk = Conversation(Output(quiet=True), two_pass, two_pass.strategy("none"), SamplingConfig(4), "prompt")
+    talk.question = [{"role": "user", "content": "x"}]
+    for ask in (lambda: talk.turn("what?"), lambda: run_command(talk, "/compare")):
+        with open("/dev/full", "w") as full, contextlib.suppress(OSError):  # noqa: PTH123
+            monkeypatch.setattr("sys.stdout", full)
+            with pytest.raises(OutputError):
+                ask()
+    assert talk.messages == []
 
 
 def test_a_conversation_keeps_the_options(

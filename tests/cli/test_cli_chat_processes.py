@@ -31,6 +31,18 @@ def test_standard_input_that_is_closed_holds_no_question(chat_process: list[str]
     assert result.stderr.startswith("error: standard input holds no question\n")
 
 
+def test_a_blank_first_line_is_answered_at_once(chat_process: list[str]) -> None:
+    with subprocess.Popen([*chat_process, "-q"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        for line in (b"\n", b"what?\n"):
+            running.stdin.write(line)
+            running.stdin.flush()
+            assert running.stdout.readline().endswith(b"\n")
+        running.stdin.close()
+    assert running.returncode == 0
+
+
 def test_answers_come_as_the_lines_do(chat_process: list[str]) -> None:
     with subprocess.Popen([*chat_process, "-q"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         assert running.stdin is not None

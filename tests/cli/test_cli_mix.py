@@ -87,6 +87,20 @@ def test_one_expert_with_weight_1_is_itself(mix: Callable, experts: dict[str, Ex
     assert_is_sum(made(tmp_path, "half"), (0.5, experts["math"]))
 
 
+def test_of_very_many_experts_the_first_are_named(
+    mix: Callable, put_tiny: Callable[..., ExpertEntry], tmp_path: Path
+) -> None:
+    entries = [put_tiny(f"an-expert-with-a-name-of-some-length-{n}", n, category=f"c{n:080}") for n in range(60)]
+    result = mix(*(entry.reference for entry in entries), "--name", "all")
+    assert result.exit_code == 0, result.stderr
+    manifest = made(tmp_path, "all").manifest
+    assert len(manifest.parents) == 60
+    assert manifest.description.startswith("mix of 0.0166667 an-expert-with-a-name-of-some-length-0@1, ")
+    assert manifest.description.endswith(" more")
+    assert len(manifest.description) < 1100
+    assert manifest.category.endswith(" more")
+
+
 def test_a_mix_can_be_mixed_and_has_versions(mix: Callable, experts: dict[str, ExpertEntry], tmp_path: Path) -> None:
     mix("math", "story", "--name", "both")
     assert mix("both:0.5", "math:0.25", "--name", "both").stdout.startswith("both@2 = ")

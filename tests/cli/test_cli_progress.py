@@ -28,11 +28,15 @@ with progress("fetching", 3_000_000, in_bytes=True, quiet="quiet" in sys.argv) a
         bar.advance(100_000)
         time.sleep(0.01)
 print("data")
+if sys.stdout.isatty():
+    with progress("answering", 2) as bar:
+        bar.advance()
+        Output(json=True).emit("chat", {"answer": 7})
 """
 
 
-def run(*arguments: str, terminal: bool, **environment: str) -> tuple[str, str]:
-    """Return stdout and stderr of SCRIPT, stderr being a terminal or a pipe."""
+def run(*arguments: str, terminal: bool, both: bool = False, **environment: str) -> tuple[str, str]:
+    """Return stdout and stderr of SCRIPT, stderr being a terminal or a pipe, or all that a terminal shows of `both`."""
     command = [sys.executable, "-c", SCRIPT, *arguments]
     settings = {**os.environ, "TERM": "xterm", **environment}
     if not terminal:
@@ -41,13 +45,13 @@ def run(*arguments: str, terminal: bool, **environment: str) -> tuple[str, str]:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     try:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=settings) as process:
+        output = theirs if both else subprocess.PIPE
+        with subprocess.Popen(command, stdout=output, stderr=theirs, env=settings) as process:
             os.close(theirs)
             seen = b""
             while chunk := _read(ours):
                 seen += chunk
-            assert process.stdout is not None
-            data = process.stdout.read()
+            data = process.stdout.read() if process.stdout is not None else b""
         assert process.returncode == 0, seen
         return data.decode(), seen.decode()
     finally:
@@ -73,6 +77,14 @@ def test_a_terminal_shows_counts_bytes_and_notes() -> None:
 def test_a_line_said_while_a_bar_is_shown_stands_alone() -> None:
     _, stderr = run(terminal=True)
     before, _, after = stderr.partition("half time")
+    assert before.endswith(("\r", "\x1b[A"))
+    assert after.startswith("\r\n")
+
+
+def test_data_said_while_a_bar_is_shown_stand_alone_on_the_same_terminal() -> None:
+    _, shown = run(terminal=True, both=True)
+    before, _, after = shown.partition('{"schema": "t2.chat/1", "answer": 7}')
+    assert "answering" in before
     assert before.endswith(("\r", "\x1b[A"))
     assert after.startswith("\r\n")
 

@@ -1,4 +1,4 @@
-"""t2 train on tasks whose answers are programs: refused at once without a sandbox, or run as told, and loudly."""
+"""t2 train, eval and reproduce on tasks whose answers are programs: refused at once without a sandbox, or run as told, and loudly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from t2cli.registry.local import ExpertEntry
 from t2cli.tasks import sandbox
+
+LOUD = "--unsafe-code: programs that the model writes run as you"
 
 
 @pytest.fixture
@@ -28,6 +31,30 @@ def test_without_a_sandbox_it_is_refused_before_a_base_is_even_looked_for(
     refused(result, 1, "only run in a sandbox", "--unsafe-code")
     # An ordinary task gets as far as the base.
     assert run("train", "--task", "math", "--base", "/there/is/no/base").exit_code == 3
+    evaluate = ["eval", "--task", "math", "--task", "code", "--n", "2", "--base", "/there/is/no/base"]
+    refused(run(*evaluate), 1, "only run in a sandbox", "--unsafe-code")
+    result = run(*evaluate, "--unsafe-code")
+    assert result.exit_code == 3
+    assert result.stderr.count(LOUD) == 1
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_a_training_is_not_reproduced_without_a_sandbox(
+    run: Callable[..., Result], refused: Callable[..., None], make_expert: Callable[..., ExpertEntry], tmp_path: Path
+) -> None:
+    make_expert(tmp_path / "experts", "code")
+    reproduce = ["reproduce", "code", "--base", "/there/is/no/base", "--registry", tmp_path / "experts"]
+    refused(run(*reproduce), 1, "only run in a sandbox", "--unsafe-code")
+    result = run(*reproduce, "--unsafe-code")
+    assert result.exit_code == 3
+    assert result.stderr.count(LOUD) == 1
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+def test_an_evaluation_runs_code_as_told(run: Callable[..., Result], counting_folder: Path) -> None:
+    result = run("eval", "--task", "code", "--base", counting_folder, "--n", "2", "--unsafe-code", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count(LOUD) == 1
 
 
 @pytest.mark.usefixtures("without_bubblewrap")
@@ -55,6 +82,6 @@ def test_unsafe_code_is_said_once_and_loudly(run: Callable[..., Result], countin
     result = run("train", "--task", "code", "--base", counting_folder, "--steps", "1", "--unsafe-code", "--quiet")
     # This base writes digits, never a function: it runs to its end, and there is nothing better than the base.
     assert "no checkpoint was better" in result.stderr
-    assert result.stderr.count("--unsafe-code: programs that the model writes run as you") == 1
+    assert result.stderr.count(LOUD) == 1
     math = run("train", "--task", "math", "--base", "/there/is/no/base", "--unsafe-code")
     assert "run as you" not in math.stderr

@@ -53,16 +53,21 @@ def test_answers_say_how_they_are_judged(tmp_path: Path, answers: list[str], rew
         assert not example.is_right("something else altogether")
 
 
+def test_half_a_character_is_replaced(tmp_path: Path) -> None:
+    examples = read_examples(written(tmp_path, *GOOD, '{"prompt": "\\ud83d what?", "answer": "\\ud83d"}'))
+    assert (examples[-1].messages[0]["content"], examples[-1].answer) == ("\ufffd what?", "\ufffd")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
         ("{", "line 3 is no JSON"),
         ("[1]", "line 3 is no JSON object"),
         ({"prompt": "x"}, "line 3: answer"),
-        ({"answer": "x"}, "line 3 needs either prompt or messages"),
-        ({"prompt": "x", "messages": [], "answer": "x"}, "line 3 needs either"),
-        ({"prompt": " ", "answer": "x"}, "line 3: prompt"),
-        ({"prompt": 3, "answer": "x"}, "line 3: prompt"),
+        ({"answer": "x"}, "line 3: it needs either"),
+        ({"prompt": "x", "messages": [], "answer": "x"}, "line 3: it needs either"),
+        ({"prompt": " ", "answer": "x"}, "line 3: its prompt"),
+        ({"prompt": 3, "answer": "x"}, "line 3: its prompt"),
         ({"prompt": "x", "answer": ""}, "line 3: answer"),
         ({"prompt": "x", "answer": True}, "line 3: answer"),
         ({"prompt": "x", "answer": ["x"]}, "line 3: answer"),
@@ -70,11 +75,11 @@ def test_answers_say_how_they_are_judged(tmp_path: Path, answers: list[str], rew
         ({"prompt": "x", "answer": "x", "reward": "exakt"}, "line 3: there is no reward 'exakt'"),
         ({"prompt": "x", "answer": "x", "reward": ["exact"]}, "line 3: there is no reward"),
         ({"prompt": "x", "answer": "none", "reward": "number"}, "line 3: the right answer 'none' holds no number"),
-        ({"messages": [], "answer": "x"}, "line 3: messages"),
-        ({"messages": ["hello"], "answer": "x"}, "line 3: a message"),
-        ({"messages": [{"role": "robot", "content": "x"}], "answer": "x"}, "line 3: a message"),
-        ({"messages": [{"role": "user", "content": 1}], "answer": "x"}, "line 3: a message"),
-        ({"messages": [{"role": "assistant", "content": "x"}], "answer": "x"}, "line 3: the last message"),
+        ({"messages": [], "answer": "x"}, "line 3: its messages"),
+        ({"messages": ["hello"], "answer": "x"}, "line 3: each of its messages"),
+        ({"messages": [{"role": "robot", "content": "x"}], "answer": "x"}, "line 3: the role of a message"),
+        ({"messages": [{"role": "user", "content": 1}], "answer": "x"}, "line 3: the role of a message"),
+        ({"messages": [{"role": "assistant", "content": "x"}], "answer": "x"}, "line 3: its last message"),
         ({"prompt": GOOD[0]["prompt"], "answer": "2"}, "lines 1 and 3 ask the same"),
     ],
 )
@@ -97,6 +102,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_examples(str(tmp_path / "missing.jsonl"))
     with pytest.raises(NotFoundError):
         read_examples(str(tmp_path))
+    with pytest.raises(T2Error, match="could not be read: File name too long"):
+        read_examples(str(tmp_path / ("x" * 300)))
     (tmp_path / "latin").write_bytes('{"prompt": "é"}'.encode("latin-1"))
     with pytest.raises(UsageError, match="UTF-8"):
         read_examples(str(tmp_path / "latin"))

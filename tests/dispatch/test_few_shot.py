@@ -23,7 +23,6 @@ from t2cli.svf.cem import Found
 from t2cli.svf.zvector import ZVectors, identity, mix
 
 QUESTIONS = ["what is the sum", "who is it", "two numbers", "is it a sum", "what is it", "a number", "the two", "user"]
-QUESTIONS += ["of two", "is the sum two", "assistant", "numbers is it"]
 CONFIG = CEMConfig(iterations=3, population=8, max_new_tokens=6)
 
 
@@ -35,7 +34,7 @@ def answered_by(adapted: AdaptedModel, z: ZVectors) -> list[FewShot]:
         for line, question in enumerate(QUESTIONS, start=1):
             messages = [{"role": "user", "content": question}]
             done = generate(adapted, [adapted.base.encode(messages)], SamplingConfig(CONFIG.max_new_tokens))[0]
-            said = adapted.base.decode(done.ids).strip()
+            said = adapted.base.decode(list(done.ids)).strip()
             if done.ended and said:
                 examples.append(FewShot(messages, said, "exact", line))
     assert len(examples) >= 4

@@ -9,7 +9,7 @@ import torch
 
 from t2cli.config import SamplingConfig
 from t2cli.dispatch.examples import FewShot
-from t2cli.dispatch.population import Exam, Judged, Mixer
+from t2cli.dispatch.population import LOST, Exam, Judged, Mixer
 from t2cli.errors import IncompatibleBaseError, UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import generate
@@ -17,11 +17,6 @@ from t2cli.svf.zvector import ZVectors, mix
 
 TOKENS = 8
 QUESTIONS = ["what is the sum of two numbers", "who?", "numbers", "is the sum of the two numbers a number " * 3, "1 2"]
-
-
-def ends(ids: Sequence[int]) -> bool:
-    """Tell where an answer ends in these tests: after 2 to 5 tokens, as its first one says."""
-    return len(ids) == 2 + ids[0] % 4
 
 
 def asked(question: str, answer: str, reward: str = "exact") -> FewShot:
@@ -35,8 +30,8 @@ def alone(adapted: AdaptedModel, z: ZVectors, examples: Sequence[FewShot]) -> Ju
         for example in examples:
             prompt = adapted.base.encode(example.messages)
             answer = list(adapted.base.tokenizer(example.answer, add_special_tokens=False)["input_ids"])
-            done = generate(adapted, [prompt], SamplingConfig(TOKENS), stop=ends)[0]
-            right.append(done.ended and example.is_right(adapted.base.decode(done.ids)))
+            done = generate(adapted, [prompt], SamplingConfig(TOKENS))[0]
+            right.append(done.ended and example.is_right(adapted.base.decode(list(done.ids))))
             with torch.no_grad():
                 logits = adapted.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
             logp += sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(answer))
@@ -45,12 +40,12 @@ def alone(adapted: AdaptedModel, z: ZVectors, examples: Sequence[FewShot]) -> Ju
 
 
 def right_for(adapted: AdaptedModel, z: ZVectors) -> list[FewShot]:
-    """Return questions of which about half are right under `z`: it was asked itself."""
+    """Return questions of which about half are right under `z`: it was asked itself. Any end counts as one."""
     examples = []
     with adapted.use_z(z):
         for number, question in enumerate(QUESTIONS):
             prompt = adapted.base.encode([{"role": "user", "content": question}])
-            said = adapted.base.decode(generate(adapted, [prompt], SamplingConfig(TOKENS), stop=ends)[0].ids).strip()
+            said = adapted.base.decode(list(generate(adapted, [prompt], SamplingConfig(TOKENS))[0].ids)).strip()
             examples.append(asked(question, "something else" if number % 2 or not said else said))
     return examples
 
@@ -66,17 +61,35 @@ def test_a_population_scores_as_each_mix_alone(
 ) -> None:
     adapted = adapt(variant, double=True)
     monkeypatch.setattr(adapted, "folding_pays", lambda *_: folds)
+    object.__setattr__(adapted.base, "eos", adapted.base.eos | set(range(0, 300, 3)))  # answers end soon, all of them
     experts = [random_z(adapted.ranks, seed=seed) for seed in (1, 2)]
     examples = right_for(adapted, experts[0])
     mixer = Mixer(adapted, experts)
     alphas = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.5], [-0.3, 1.2], [0.0, 1.0]], dtype=torch.float64)
-    found = Exam(adapted, examples, TOKENS, stop=ends).judge(mixer.z(alphas))
+    found = Exam(adapted, examples, TOKENS).judge(mixer.z(alphas))
     wanted = [alone(adapted, mixer.vectors(row), examples) for row in alphas]
     assert [judged.right for judged in found] == [judged.right for judged in wanted]
     assert [judged.logp for judged in found] == pytest.approx([judged.logp for judged in wanted], rel=1e-6)
     assert any(found[1].right)
     assert not all(found[1].right)
     assert adapted.rows is None  # the base again
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_a_mix_whose_numbers_overflow_loses_and_the_others_stay_as_they_are(
+    folds: bool, adapted: AdaptedModel, random_z: Callable[..., ZVectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapted, "folding_pays", lambda *_: folds)
+    expert = random_z(adapted.ranks)
+    mixer = Mixer(adapted, [expert])
+    examples = right_for(adapted, expert)
+    sane = Exam(adapted, examples, TOKENS).judge(mixer.z(torch.tensor([[0.0], [1.0]])))
+    mixed = Exam(adapted, examples, TOKENS).judge(mixer.z(torch.tensor([[0.0], [1e35], [1.0]])))
+    assert mixed[1] == Judged((False,) * len(examples), LOST)
+    for found, wanted in zip((mixed[0], mixed[2]), sane, strict=True):
+        assert found.right == wanted.right
+        assert found.logp == pytest.approx(wanted.logp, rel=1e-6)
+    assert adapted.rows is None
 
 
 @pytest.fixture
@@ -149,13 +162,13 @@ def test_an_answer_that_does_not_end_is_wrong(adapted: AdaptedModel) -> None:
     prompt = adapted.base.encode([{"role": "user", "content": QUESTIONS[0]}])
     object.__setattr__(adapted.base, "eos", frozenset())
     with adapted.reference():
-        said = generate(adapted, [prompt], SamplingConfig(40))[0].ids
-    end = next(n for n in range(2, 30) if said[n] not in said[:n])  # where an answer can end
-    example = asked(QUESTIONS[0], adapted.base.decode(said[:end]).strip())
+        said = generate(adapted, [prompt], SamplingConfig(4))[0]
+    text = adapted.base.decode(list(said.ids))
+    example = asked(QUESTIONS[0], text.strip() or "x")
     z = torch.ones(1, sum(adapted.ranks.values()))
-    assert Exam(adapted, [example], end).judge(z)[0].right == (False,)
-    object.__setattr__(adapted.base, "eos", frozenset({said[end]}))
-    assert Exam(adapted, [example], end + 1).judge(z)[0].right == (True,)
+    assert Exam(adapted, [example], 4).judge(z)[0].right == (False,)
+    object.__setattr__(adapted.base, "eos", frozenset({said.ids[-1]}))
+    assert Exam(adapted, [example], 4).judge(z)[0].right == (example.is_right(text),)
 
 
 def test_answers_are_cut_by_the_longest_right_one_of_earlier_calls(

@@ -250,6 +250,12 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
     assert statistic < 22.46  # chi-square with 6 degrees of freedom, p = 0.001
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
+def test_a_temperature_close_to_zero_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 30.0, -2e4], [5.0, 4.0, 3.0]])
+    assert choose(logits, temperature, uniform(2)).tolist() == [1, 0]
+
+
 def test_each_row_is_drawn_from_its_own_logits() -> None:
     certain = torch.full((3, 5), -1e9)
     certain[[0, 1, 2], [4, 0, 2]] = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hub_server import Hub
+from hub_server import Fault, Hub
 from pulling import NAME, pulled
 
 from t2cli import paths
@@ -16,6 +16,8 @@ from t2cli.registry.hub_push import Pushed, push
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import BaseRecord, ExpertManifest
 from t2cli.registry.reference import ExpertRef
+from t2cli.registry.resolve import ForBase, Resolver
+from t2cli.registry.zfile import read_header
 
 Make = Callable[..., ExpertManifest]
 
@@ -76,6 +78,21 @@ def test_a_reference_is_asked_for_again_where_it_is_here_for_another_base_only(
     hub.broken = False
     assert other.find(ref, base_digest=weights).digest == foreign.digest
     assert {found.digest for found in other.find_each(ref)} == {entry.digest, foreign.digest}
+
+
+def test_for_another_base_the_hub_is_asked_once(
+    hub: Hub, entry: ExpertEntry, published: Pushed, other: LocalRegistry
+) -> None:
+    shapes = {name: r for name, (r,) in read_header(entry.z_bytes(), "").items()}
+    used = ForBase("another", "b" * 64, probes=dict, ranks=lambda: shapes)
+    resolver = Resolver(other, used, allow_foreign=True)
+    assert resolver.find("hf://org/experts/math@1").digest == entry.digest
+    assert hub.asked
+    hub.asked.clear()
+    assert resolver.find("hf://org/experts/math@1").digest == entry.digest
+    assert hub.asked == []
+    hub.faults.append(Fault("GET", NAME, times=99, status=401))  # who lets nobody in does not take away what is here
+    assert Resolver(other, used, allow_foreign=True).find("hf://org/experts/math@1").digest == entry.digest
 
 
 def test_a_reference_without_a_version_follows_the_hub(
