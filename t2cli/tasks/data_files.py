@@ -2,6 +2,7 @@
 
 --data FILE                       questions of every split, divided by the hash of their words
 --data train=FILE --data test=FILE    (and validation=FILE)
+--data test=FILE                  questions to evaluate on, none to train on
 --data FOLDER                     the files in it whose names say so, as train.jsonl or ARC-Easy-Test.jsonl
 --data other=FILE                 the general questions of a task that tells categories apart (t2cli.tasks.general)
 """
@@ -54,7 +55,7 @@ def parse_data(values: Sequence[str], task: str) -> dict[str, str]:
         found |= {key: str(each) for key, each in new.items()}
     if OTHER in found and len(found) > 1:
         raise UsageError(f"--data: {OTHER}=FILE stands alone", hint="give the others in the task's file")
-    if found and not {"file", OTHER} & set(found) and not {"train", "test"} <= set(found):
+    if found and not {"file", OTHER, "test"} & set(found):
         raise UsageError("--data needs train=FILE and test=FILE, or one file of all questions", hint="give both")
     if "file" in found and len(found) > 1:
         raise UsageError("--data: a file of all questions stands alone", hint="or give train=FILE and test=FILE")
@@ -62,13 +63,18 @@ def parse_data(values: Sequence[str], task: str) -> dict[str, str]:
 
 
 def _of_folder(folder: Path, task: str) -> dict[str, Path]:
-    """Return split -> file of a folder; "file" where there is one that names no split."""
+    """Return split -> file of a folder; "file" where there is one that names no split, or train alone.
+
+    A file that names a split to hold out is never one of all questions, without a train file neither.
+    """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     own = [path for path in files if set(_words(task)) <= set(_words(path.stem))]
     files = own or files
     found = {split: _only(_named(files, words), folder, split) for split, words in _WORDS.items()}
     chosen = {split: path for split, path in found.items() if path is not None}
-    if "train" not in chosen:
+    if "test" not in chosen and "validation" in chosen:
+        chosen["test"] = chosen.pop("validation")
+    if not chosen or ("train" not in chosen and len(chosen) < len(files)):
         if len(files) == 1:
             return {"file": files[0]}
         names = ", ".join(path.name for path in files) or f"none that ends in {', '.join(SUFFIXES)}"
@@ -76,8 +82,6 @@ def _of_folder(folder: Path, task: str) -> dict[str, Path]:
             f"--data: no file of {folder} fits the task {task}: it holds {names}",
             hint="name the files: --data train=FILE --data test=FILE",
         )
-    if "test" not in chosen and "validation" in chosen:
-        chosen["test"] = chosen.pop("validation")
     return chosen if "test" in chosen else {"file": chosen["train"]}
 
 
@@ -124,6 +128,10 @@ def with_data(spec: TaskSpec, data: Mapping[str, str]) -> TaskSpec:
             hint="change the paths in its file",
         )
     (row,) = spec.mixture
+    # Of math-500 there is a test file only, which the task divides. An expert trained on a part of it must not be
+    # evaluated on all of it because the same file comes from a folder.
+    divides = _named([Path(str(row.config.get("file", "")))], _WORDS["test"])
+    data = {"file": data["test"]} if divides and set(data) == {"test"} else data
     return replace(spec, source="jsonl", mixture=(replace(row, config=MappingProxyType(dict(data))),))
 
 

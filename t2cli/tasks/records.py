@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from t2cli.errors import CorruptArtifactError
+from t2cli.errors import CorruptArtifactError, UsageError
 from t2cli.files import sha256_of
 from t2cli.tasks.jsonl import Located, Record, read_records
 from t2cli.tasks.math_reward import check_installed
@@ -64,9 +64,17 @@ class RecordSource:
     def stream(self, row: Row, split: str, seed: int) -> Iterator[Item]:
         """Yield all questions of a row and split once, in an order that `seed` chooses.
 
-        Raises CorruptArtifactError naming file and line for a record that makes no question.
+        Raises CorruptArtifactError naming file and line for a record that makes no question, and UsageError where the
+        files are those of other splits.
         """
-        items = list(self._tables[row.name].items[split])
+        table = self._tables[row.name]
+        items = list(table.items[split])
+        if not items and not {file["split"] for file in table.origin} & {"all", "train", split}:
+            names = " and ".join(file["file"] for file in table.origin)
+            raise UsageError(
+                f"the task {self._spec.name} has no {split} questions: all there is, {names}, is held out",
+                hint="give --data train=FILE and --data test=FILE, or one file of all questions as --data FILE",
+            )
         random.Random(seed).shuffle(items)  # noqa: S311
         return iter(items)
 
