@@ -25,7 +25,8 @@ import torch
 
 from t2cli.config import CEMConfig
 from t2cli.dispatch.examples import Shot, divided
-from t2cli.dispatch.population import Exam, Judged, Mixer
+from t2cli.dispatch.mixer import Mixer
+from t2cli.dispatch.population import Exam, Judged
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import Stop

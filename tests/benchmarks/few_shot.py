@@ -66,7 +66,8 @@ def main() -> None:
     from t2cli.cli.session import open_model
     from t2cli.config import CEMConfig
     from t2cli.dispatch.examples import FewShot
-    from t2cli.dispatch.population import Exam, Mixer
+    from t2cli.dispatch.mixer import Mixer
+    from t2cli.dispatch.population import Exam
     from t2cli.paths import shipped_registry
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.vectors import read_z

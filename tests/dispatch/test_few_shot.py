@@ -12,7 +12,8 @@ import torch
 from t2cli.config import CEMConfig, SamplingConfig
 from t2cli.dispatch.examples import FewShot, divided
 from t2cli.dispatch.few_shot import BASE, UNIFORM, Baseline, FewShotResult, Mix, clearly_leads, search_mix
-from t2cli.dispatch.population import Exam, Judged, Mixer
+from t2cli.dispatch.mixer import Mixer
+from t2cli.dispatch.population import Exam, Judged
 from t2cli.dispatch.two_pass import TwoPass
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.models.adapted import AdaptedModel

@@ -9,7 +9,8 @@ import torch
 
 from t2cli.config import SamplingConfig
 from t2cli.dispatch.examples import FewShot
-from t2cli.dispatch.population import LOST, Exam, Judged, Mixer
+from t2cli.dispatch.mixer import Mixer
+from t2cli.dispatch.population import LOST, Exam, Judged
 from t2cli.errors import IncompatibleBaseError, UsageError
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.generate import generate
