@@ -69,7 +69,6 @@ def list_experts(
     """
     from t2cli.models.catalog import known_fingerprint
     from t2cli.paths import registry_search_path
-    from t2cli.registry.dispatcher_record import category_key
     from t2cli.registry.listing import remembered
     from t2cli.registry.local import LocalRegistry
 
@@ -77,14 +76,7 @@ def list_experts(
     experts = LocalRegistry(registry_search_path(registry))
     found, problems = _on_hub(remote, every) if remote else (remembered(experts), experts.problems)
     entries = sorted(found, key=_order)
-    wanted = category_key(category)
-    if category and wanted not in {category_key(entry.manifest.category) for entry in entries}:
-        require(category, {entry.manifest.category for entry in entries}, "category of experts")
-    listed = [
-        entry
-        for entry in entries
-        if wanted in ("", category_key(entry.manifest.category)) and kind in (None, entry.manifest.kind)
-    ]
+    listed = [entry for entry in _of_category(entries, category) if kind in (None, entry.manifest.kind)]
     listed = listed if every else newest(listed)
     target = base or DEFAULT_BASE
     relation_to = _relations(known_fingerprint(target))
@@ -104,6 +96,16 @@ def list_experts(
         _say_relations(out, listed, target, relation_to)
     elif known_fingerprint(target) is None:
         out.say(f"nothing is known of {target} yet: t2 decompose {target} reads its weights")
+
+
+def _of_category(entries: list[ExpertEntry], category: str) -> list[ExpertEntry]:
+    """Return the experts of a category however it is written, all for ""; NotFoundError where none has it."""
+    from t2cli.registry.dispatcher_record import category_key
+
+    found = [e for e in entries if category_key(category) in ("", category_key(e.manifest.category))]
+    if category and not found:
+        require(category, {entry.manifest.category for entry in entries}, "category of experts")
+    return found
 
 
 def _relations(known: Fingerprint | None) -> RelationTo:
