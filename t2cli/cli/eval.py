@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from t2cli.cli.completion import expert_names, task_names
-from t2cli.cli.eval_plots import PlotFolder, check_folder, save_pictures
+from t2cli.cli.eval_plots import PlotFolder, check_folder, make_folder, save_pictures
 from t2cli.cli.eval_strategies import (
     Adapts,
     ShotsOption,
@@ -20,7 +20,19 @@ from t2cli.cli.eval_strategies import (
     confusion_lines,
     strategies_of,
 )
-from t2cli.cli.options import DEFAULT_BASE, AllowForeign, Base, Data, Device, Json, Quiet, RegistryPath, Seed
+from t2cli.cli.options import (
+    DEFAULT_BASE,
+    AllowForeign,
+    Base,
+    Data,
+    Device,
+    Json,
+    Quiet,
+    RegistryPath,
+    Seed,
+    UnsafeCode,
+    check_judge,
+)
 from t2cli.cli.output import Output, interval, one_line, table
 from t2cli.errors import UsageError
 
@@ -68,6 +80,7 @@ def evaluate(
     split: Split = "test",
     save: Save = None,
     plot: PlotFolder = None,
+    unsafe_code: UnsafeCode = False,
     allow_foreign: AllowForeign = False,
     base: Base = DEFAULT_BASE,
     registry: RegistryPath = None,
@@ -84,16 +97,20 @@ def evaluate(
     and what share of the time that took, and where it chooses categories, which for the questions of
     each task.
     """
+    from t2cli.tasks.base import up_to
+
     out = Output(json=json, quiet=quiet)
     check_folder(plot)
-    questions = _questions(task, data or [], split, n, seed)
+    tasks = _tasks(out, task, data or [], unsafe_code)
+    questions = [(task, up_to(task, split, n, seed)) for task in tasks]
     resolver = _resolver(base, registry, allow_foreign=allow_foreign, quiet=quiet)
     entries = _found(resolver, experts or [])
-    strategies = strategies_of(adapt or [], shots, [task for task, _ in questions], resolver, split, seed)
+    strategies = strategies_of(adapt or [], shots, tasks, resolver, split, seed)
     for warning in resolver.warnings:
         out.warn(warning)
     if split != "test":
         out.warn(f"NOT HELD OUT: experts were trained on or chosen by questions of the split {split!r}")
+    make_folder(plot)
     with _saved(save) as written:
         evaluations = _asked(out, questions, entries, strategies, resolver, base, device, split, seed)
         if written is not None:
@@ -115,19 +132,20 @@ def _resolver(base: str, registry: Path | None, *, allow_foreign: bool, quiet: b
     return Resolver(entries, for_base(base, quiet), allow_foreign=allow_foreign)
 
 
-def _questions(names: Sequence[str], data: Sequence[str], split: str, n: int, seed: int) -> Questions:
-    """Return the tasks with their examples; what cannot be is refused here, before a model is loaded."""
-    from t2cli.tasks.base import load_spec, load_task, up_to
+def _tasks(out: Output, names: Sequence[str], data: Sequence[str], unsafe_code: bool) -> list[Task]:
+    """Return the tasks; what cannot be is refused here, before a model is loaded."""
+    from t2cli.tasks.base import load_spec, load_task
     from t2cli.tasks.data_files import parse_data
 
     if data and len(names) > 1:
         raise UsageError("--data goes with one task", hint="evaluate on one task at a time")
     files = parse_data(data, load_spec(names[0]).name)
-    tasks = [load_task(name, files) for name in names]
+    tasks = [load_task(name, files, unsafe_code=unsafe_code) for name in names]
     found = [task.name for task in tasks]
     if twice := [name for name in found if found.count(name) > 1]:
         raise UsageError(f"the task {twice[0]} is named twice", hint="name it once")
-    return [(task, up_to(task, split, n, seed)) for task in tasks]
+    check_judge(tasks, out)
+    return tasks
 
 
 def _found(resolver: Resolver, experts: Sequence[str]) -> list[ExpertEntry]:

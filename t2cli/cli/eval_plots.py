@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -10,7 +11,7 @@ import typer
 
 from t2cli.cli.heatmap import check_picture
 from t2cli.errors import UsageError
-from t2cli.files import writing
+from t2cli.files import disk_error, writing
 from t2cli.paths import expanded
 
 if TYPE_CHECKING:
@@ -48,6 +49,18 @@ def check_folder(folder: Path | None) -> None:
     check_picture(expanded(folder) / "accuracy.png")
 
 
+def make_folder(folder: Path | None) -> None:
+    """Make the folder for pictures. Raises T2Error where it cannot be made, or nothing can be written there."""
+    if folder is None:
+        return
+    try:
+        expanded(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=expanded(folder)):
+            pass
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
 def save_pictures(evaluations: Sequence[Evaluation], folder: Path | None) -> list[Path]:
     """Draw all there is to see of some evaluations and return the files that were written; none without a folder."""
     if folder is None:
@@ -75,7 +88,7 @@ def save_pictures(evaluations: Sequence[Evaluation], folder: Path | None) -> lis
 
 def draw(folder: Path, accuracies: Sequence[Bar], found: Sequence[Confusion], alphas: Sequence[Bar]) -> list[Path]:
     """Draw the pictures, each whole or not at all, and return their files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = [folder / "accuracy.png"]
     _bars(accuracies, paths[0], "share of right answers, with 95 % intervals", top=1.0)
     for confusion in found:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2cli.cli.completion import base_names, expert_names, task_names
-from t2cli.cli.options import DEFAULT_BASE, Data, Device, Json, Quiet, RegistryPath
+from t2cli.cli.options import DEFAULT_BASE, Data, Device, Json, Quiet, RegistryPath, UnsafeCode, check_judge
 from t2cli.cli.output import Output, one_line
 from t2cli.cli.training_run import run_shown
 from t2cli.errors import IncompatibleBaseError, Interrupted, NotFoundError, T2Error, UsageError
@@ -66,6 +66,7 @@ def reproduce(
     task: TaskFile = "",
     data: Data = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished reproduction.")] = False,
+    unsafe_code: UnsafeCode = False,
     base: RecordedBase = "",
     registry: RegistryPath = None,
     device: Device = "auto",
@@ -87,7 +88,7 @@ def reproduce(
 
     out = Output(json=json, quiet=quiet)
     found = _recorded(LocalRegistry(registry_search_path(registry)), expert, base)
-    known_task, spec, home = _asked(found, name, task, data or [], base, quiet)
+    known_task, spec, home = _asked(out, found, name, task, data or [], base, unsafe_code)
     _warn(out, found)
     folder = _begun(home, spec, found) if resume else None
     check_examples(known_task, spec.config)
@@ -96,7 +97,7 @@ def reproduce(
     # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
     entries = LocalRegistry(registry_search_path(registry) if name else [folder.path / "registry"])
     again = _resuming(
-        found, expert, {"--name": name, "--task": task and spec.task, "--base": base}, spec.data, registry
+        found, expert, {"--name": name, "--task": task and spec.task, "--base": base}, spec.data, registry, unsafe_code
     )
     try:
         trained = run_shown(out, adapted, known_task, spec, folder, entries, again)
@@ -141,7 +142,7 @@ def _recorded(registry: LocalRegistry, expert: str, base: str) -> _Recorded:
 
 
 def _asked(
-    found: _Recorded, name: str, task: str, data: list[str], base: str, quiet: bool
+    out: Output, found: _Recorded, name: str, task: str, data: list[str], base: str, unsafe_code: bool
 ) -> tuple[Task, RunSpec, str]:
     """Return the task, the run to do, and the name of the base's folder; raises where one is not as recorded."""
     from t2cli.models.catalog import locate
@@ -162,18 +163,19 @@ def _asked(
     training = entry.manifest.training
     assert training is not None  # `_recorded` saw to it
     files = parse_data(data, found.task)
-    known_task = load_task(task or found.task, files, revisions=revisions_of(training))
+    known_task = load_task(task or found.task, files, revisions=revisions_of(training), unsafe_code=unsafe_code)
     if known_task.name != found.task:
         raise UsageError(
             f"{entry.reference} was trained on the task {found.task}, and {task} is {known_task.name}",
             hint=f"name the file of the task {found.task}",
         )
     check_sources(training, known_task, entry.reference)
+    check_judge([known_task], out)
     # by digest, so that neither t2 train --resume nor another version's reproduction takes its run for its own
     check_name(new := name or f"{entry.manifest.name[:40]}-reproduced-{entry.digest[:12]}")
     place = str(expanded(task).resolve()) if task and task not in task_names() else found.task
     used = base or base_of(entry)
-    identity = identify(locate(used, quiet=quiet), quiet=quiet)
+    identity = identify(locate(used, quiet=out.quiet), quiet=out.quiet)
     if identity.weights != entry.manifest.base.fingerprint.weights:
         raise IncompatibleBaseError(
             f"{entry.reference} was trained on {entry.manifest.base.folder}, and {used} is {identity.folder_name}",
@@ -198,13 +200,19 @@ def _begun(home: str, spec: RunSpec, found: _Recorded) -> RunFolder:
 
 
 def _resuming(
-    found: _Recorded, expert: str, options: dict[str, str], data: dict[str, str], registry: Path | None
+    found: _Recorded,
+    expert: str,
+    options: dict[str, str],
+    data: dict[str, str],
+    registry: Path | None,
+    unsafe_code: bool,
 ) -> str:
     """Return the command that goes on; a name alone could mean a newer version by then."""
     words = ["t2", "reproduce", expert if expert.startswith("hf://") else found.entry.reference]
     given = [*options.items(), *(("--data", f"{split}={file}") for split, file in data.items())]
     for option, value in [*given, ("--registry", str(registry or ""))]:
         words += [option, value] if value else []
+    words += ["--unsafe-code"] if unsafe_code else []
     return shlex.join([*words, "--resume"])
 
 

@@ -170,6 +170,18 @@ def test_pictures(evaluate: Callable, add: Callable[..., ExpertEntry], tmp_path:
     refused(evaluate("--plot", tmp_path / "file"), 2, "is no folder")
 
 
+def test_a_folder_for_pictures_that_cannot_be_made_is_found_before_a_model_is_loaded(
+    evaluate: Callable, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("t2cli.cli.session.open_model", None)
+    (tmp_path / "file").write_text("")
+    refused(evaluate("--plot", tmp_path / "file" / "pictures"), 1, "file/pictures could not be written")
+    refused(evaluate("--plot", "/proc/pictures"), 1, "/proc/pictures could not be written")
+    evaluate("--plot", tmp_path / "pictures", "--task", "mth")
+    assert not (tmp_path / "pictures").exists()
+
+
 @pytest.mark.usefixtures("experts")
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),

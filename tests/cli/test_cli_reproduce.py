@@ -267,6 +267,20 @@ def test_ctrl_c_and_resume_end_as_if_nothing_had_happened(
     assert names(tmp_path / "experts") == ["divisors@1", "divisors@2"]
 
 
+def test_what_goes_on_runs_code_as_before(
+    reproduce: Callable, recorded: ExpertEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("t2cli.training.loop.TrainingRun.run", interrupted)
+    for given in ([], ["--unsafe-code"]):
+        result = reproduce(recorded.reference, *given)
+        assert result.exit_code == 130, result.stderr
+        assert result.stderr.splitlines()[-1].endswith(shlex.join([*given, "--resume"]))
+        assert ("--unsafe-code" in result.stderr) is bool(given)
+
+
 def test_resume_takes_no_run_of_other_settings(
     reproduce: Callable, refused: Callable, changed: Again, recorded: ExpertEntry, tmp_path: Path
 ) -> None:

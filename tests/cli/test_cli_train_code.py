@@ -1,4 +1,4 @@
-"""t2 train, eval and reproduce on tasks whose answers are programs: refused at once without a sandbox, or run as told, and loudly."""
+"""Tasks whose answers are programs: refused at once without a sandbox, or run as told, and loudly."""
 
 from __future__ import annotations
 
