@@ -10,6 +10,8 @@ the best checkpoint on 200 validation questions (of equal ones that with the hig
 other seeds too. Checkpoints are judged on the same held-out test questions, which chose nothing. What a run came to is
 in its result.json and test-N.json; its checkpoint, state.safetensors, is not needed any more.
 
+The runs behind RESULTS.md are in tests/benchmarks/adapter_runs: as OUT it shows them, and what is missing is made.
+
 The difference of the adapters is that of their mean over the seeds; its interval comes from drawing the questions anew.
 
 area      mean share of right rollouts over all steps, each of fresh training questions at temperature 1
@@ -170,7 +172,7 @@ def write(path: Path, record: Result) -> None:
     """Write a file that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(record, indent=1))
+    temporary.write_text(json.dumps(record) + "\n")
     temporary.replace(path)
 
 
