@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import torch
 
-STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
+_STRIDE = 1_000_003  # keeps the random streams of a run's steps apart from those of the next seed
 
 
 def seed_of_step(seed: int, step: int) -> int:
     """Return the seed of a training step's random numbers, from 0 to 2**63 - 1, from that of its run."""
-    return (seed * STRIDE + step) % (1 << 63)
+    return (seed * _STRIDE + step) % (1 << 63)
 
 
 def perturbations(seed: int, step: int, population: int, parameters: int, sigma: float) -> torch.Tensor:

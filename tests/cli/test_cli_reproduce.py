@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from divisors import TASK
+from interrupted import ctrl_c_at
 
 from t2cli.evaluation.evaluate import compare
 from t2cli.files import write_atomic
@@ -244,13 +243,8 @@ def test_ctrl_c_and_resume_end_as_if_nothing_had_happened(
 ) -> None:
     changed(config={"steps": 30})
     command = [sys.executable, "-m", "t2cli", "reproduce", "divisors", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        while not process.stderr.readline().startswith("step 3/30"):
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout) == (130, "")
+    code, stdout, stderr = ctrl_c_at(command, "step 3/30")
+    assert (code, stdout) == (130, "")
     what, hint = [line for line in stderr.splitlines() if not line.startswith("step ")]
     assert what.startswith("interrupted: stopped after step ")
     wanted = shlex.join(["t2", "reproduce", "divisors@2", *options, "--resume"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interrupted import ctrl_c_at
 from trained import published, runs
 
 from t2cli.config import TrainConfig, preset
@@ -24,13 +25,8 @@ def test_ctrl_c_says_what_is_saved_and_resume_finishes(
     run: Callable, options: list[str], tmp_path: Path, counting_folder: Path
 ) -> None:
     command = [sys.executable, "-m", "t2cli", "train", *options, "--steps", "30", "--learning-rate", "0.03"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        while not process.stderr.readline().startswith("step 3/30"):
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout) == (130, "")
+    code, stdout, stderr = ctrl_c_at(command, "step 3/30")
+    assert (code, stdout) == (130, "")
     (folder,) = runs(tmp_path)
     what, hint = [line for line in stderr.splitlines() if not line.startswith("step ")]
     said = re.fullmatch(rf"interrupted: stopped after step (\d+), which is saved in {re.escape(str(folder))}", what)
