@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub, Repo
+from hub_sums import TASK, lines
 
 from t2cli.errors import NotFoundError
 from t2cli.tasks.base import SpecTask, load_spec, load_task, origin, revisions
@@ -16,14 +17,6 @@ from t2cli.tasks.sampling import SPLITS
 
 pytestmark = pytest.mark.usefixtures("hub_of_tests")
 
-INNER = """
-name: own
-category: own
-description: mine
-max_new_tokens: 8
-answer: {kind: number}
-source: {kind: hub, dataset: org/sums, train: train, test: test}
-"""
 CHOOSER = """
 name: chooser
 category: chooser
@@ -32,10 +25,6 @@ max_new_tokens: 1
 answer: {kind: exact}
 source: {kind: dispatch, tasks: [./own.yaml], other: {file: general.json}}
 """
-
-
-def lines(records: list[dict[str, object]]) -> bytes:
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 @pytest.fixture
@@ -52,7 +41,7 @@ def repo(hub: Hub) -> Repo:
 @pytest.fixture
 def chooser(tmp_path: Path) -> str:
     """Return the path of a task of categories over that data set."""
-    (tmp_path / "own.yaml").write_text(INNER)
+    (tmp_path / "own.yaml").write_text(TASK)
     (tmp_path / "general.json").write_text(json.dumps([f"something else, number {i}" for i in range(300)]))
     (tmp_path / "chooser.yaml").write_text(CHOOSER)
     return str(tmp_path / "chooser.yaml")

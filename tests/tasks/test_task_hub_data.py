@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hub_server import Fault, Hub, Repo
+from hub_sums import TASK, lines
 
 from t2cli.errors import CorruptArtifactError, NetworkError, NotFoundError, T2Error, UsageError
 from t2cli.paths import hub_data
@@ -16,20 +16,7 @@ from t2cli.tasks.base import SpecTask, load_task, origin, revisions
 from t2cli.tasks.hub_data import files_of_split
 from t2cli.tasks.sampling import SPLITS
 
-TASK = """
-name: own
-category: own
-description: mine
-max_new_tokens: 8
-answer: {kind: number}
-source: {kind: hub, dataset: org/sums, train: train, test: test}
-"""
 SUMS = [{"question": f"What is {a} + {b}?", "answer": str(a + b)} for a in range(9) for b in range(9)]
-
-
-def lines(records: list[dict[str, str]]) -> bytes:
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
-
 
 pytestmark = pytest.mark.usefixtures("hub_of_tests")
 
