@@ -23,8 +23,18 @@ def disk_error(path: Path, error: OSError) -> T2Error:
         )
     return T2Error(
         f"{path} could not be written: {error.strerror or error}",
-        hint="check the folder's permissions, or point T2_HOME or --registry at a folder you can write to",
+        hint="check the folder's permissions, or name one you can write to (T2_HOME, --registry or the file's option)",
     )
+
+
+def check_writable(path: Path) -> None:
+    """Raise T2Error if `path` could not be written: the folder that is there of those it lies in takes no file."""
+    folder = next(parent for parent in (*path.absolute().parents, Path()) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 @contextlib.contextmanager

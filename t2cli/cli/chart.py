@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2cli.files import writing
+from t2cli.cli.pictures import save_figure
 
 if TYPE_CHECKING:
     from t2cli.training.metrics import StepRecord
@@ -126,5 +126,4 @@ def save_curve(records: Sequence[StepRecord], path: Path, title: str) -> None:
     other.set_ylabel("share of right answers")
     axes.set_title(title)
     axes.legend()
-    with writing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."))
+    save_figure(figure, path)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t2cli.cli.chart import reward_curve, save_curve
 from t2cli.cli.completion import expert_names
-from t2cli.cli.heatmap import check_picture
 from t2cli.cli.options import DEFAULT_BASE, Base, CurvePlot, Json, Quiet
 from t2cli.cli.output import Output
+from t2cli.cli.pictures import check_picture
 from t2cli.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -39,11 +38,13 @@ def curve(
     Validations are marked. Experts that were trained elsewhere have no run here.
     """
     from t2cli.cli.session import for_base
+    from t2cli.paths import expanded
     from t2cli.training.checkpoint import RunFolder
 
     check_picture(plot)
     out = Output(json=json, quiet=quiet)
-    folder = RunFolder(Path(run)) if (Path(run) / "run.json").is_file() else _run_of(for_base(base, quiet).label, run)
+    place = expanded(run)
+    folder = RunFolder(place) if (place / "run.json").is_file() else _run_of(for_base(base, quiet).label, run)
     records = folder.metrics.done()
     if not records:
         raise NotFoundError(f"the run in {folder.path} has no finished step yet", hint="wait for its first step")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2cli.cli.completion import expert_names
-from t2cli.cli.heatmap import check_picture, heat_map, save_picture
+from t2cli.cli.heatmap import heat_map, save_picture
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Plot, Quiet, RegistryPath
 from t2cli.cli.output import Output, one_line, table
+from t2cli.cli.pictures import check_picture
 
 if TYPE_CHECKING:
     from t2cli.registry.compare import Comparison, Figures, Vectors

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from t2cli.cli.completion import expert_names, task_names
+from t2cli.cli.eval_held_out import seen_before
 from t2cli.cli.eval_plots import PlotFolder, check_folder, make_folder, save_pictures
 from t2cli.cli.eval_strategies import (
     Adapts,
@@ -108,11 +109,10 @@ def evaluate(
     strategies = strategies_of(adapt or [], shots, tasks, resolver, split, seed)
     for warning in resolver.warnings:
         out.warn(warning)
-    if split != "test":
-        out.warn(f"NOT HELD OUT: experts were trained on or chosen by questions of the split {split!r}")
+    seen = seen_before(out, split, tasks, entries, resolver, strategies=bool(strategies.names))
     make_folder(plot)
     with _saved(save) as written:
-        evaluations = _asked(out, questions, entries, strategies, resolver, base, device, split, seed)
+        evaluations = _asked(out, questions, seen, entries, strategies, resolver, base, device, split, seed)
         if written is not None:
             _write_answers(written, evaluations)
     _report(out, evaluations, resolver.base.label)
@@ -177,6 +177,7 @@ def _saved(path: Path | None) -> Iterator[Path | None]:
 def _asked(
     out: Output,
     questions: Questions,
+    seen: set[str],
     entries: Sequence[ExpertEntry],
     strategies: Strategies,
     resolver: Resolver,
@@ -211,7 +212,14 @@ def _asked(
                 out.warn(warning)
         return [
             evaluation.evaluate(
-                task, examples, evaluation.the_base(adapted), others, split=split, seed=seed, on_done=bar.advance
+                task,
+                examples,
+                evaluation.the_base(adapted),
+                others,
+                split=split,
+                seed=seed,
+                held_out=task.name not in seen,
+                on_done=bar.advance,
             )
             for task, examples in questions
         ]
@@ -250,7 +258,7 @@ def _lines(evaluation: Evaluation, holm: Sequence[float | None], comparisons: in
     """Yield what people read of a task: a title, the table, and a verdict on everybody but the base."""
     from t2cli.evaluation.report import verdict
 
-    held_out = "" if evaluation.split == "test" else ", NOT HELD OUT"
+    held_out = "" if evaluation.held_out else ", NOT HELD OUT"
     yield one_line(
         f"{evaluation.task.name}: n = {len(evaluation.examples)} questions of the split {evaluation.split}{held_out}, "
         f"seed {evaluation.seed}, base {base}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from t2cli.cli.heatmap import check_picture
+from t2cli.cli.pictures import check_picture
 from t2cli.errors import UsageError
 from t2cli.files import disk_error, writing
 from t2cli.paths import expanded

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2cli.cli.output import shows_colour
-from t2cli.errors import T2Error, UsageError
-from t2cli.files import writing
+from t2cli.cli.pictures import save_figure
 
 if TYPE_CHECKING:
     from t2cli.registry.compare import Grid
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 SHADES = "·░▒▓█"  # nothing at all, then quarters of what lies between the smallest and the largest number
 PLAIN = ".-+*#"  # where the encoding of stdout has no shades
 COLOURS = ("", "38;5;24", "38;5;37", "38;5;178", "38;5;196")
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def heat_map(grid: Grid) -> list[str]:
@@ -76,21 +74,6 @@ def _shades() -> str:
     return SHADES
 
 
-def check_picture(path: Path | None) -> None:
-    """Raise UsageError unless a picture can have that name, and T2Error where matplotlib is missing."""
-    if path is None:
-        return
-    if path.suffix.lower() not in PICTURES:
-        raise UsageError(f"{path} names no kind of picture", hint=f"end it in {', '.join(PICTURES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise T2Error(
-            "a picture needs matplotlib, which is not installed",
-            hint='install the extra "plot": pip install "t2cli[plot]"; without --plot the map is shown as text',
-        ) from error
-
-
 def save_picture(grid: Grid, path: Path, title: str) -> None:
     """Draw the map into a file, whole or not at all."""
     from matplotlib.figure import Figure  # not pyplot, which would look for a display
@@ -108,5 +91,4 @@ def save_picture(grid: Grid, path: Path, title: str) -> None:
     axes.set_xlabel("layer")
     axes.set_title(title)
     figure.colorbar(image, label="root mean square")
-    with writing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().removeprefix("."))
+    save_figure(figure, path)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t2cli.cli.completion import base_names, expert_names, task_names
 from t2cli.cli.options import DEFAULT_BASE, Data, Device, Json, Quiet, RegistryPath, UnsafeCode, check_judge
-from t2cli.cli.output import Output, one_line
+from t2cli.cli.output import Output
+from t2cli.cli.reproduce_report import report, report_none
+from t2cli.cli.training_request import data_words, place_words
 from t2cli.cli.training_run import run_shown
 from t2cli.errors import IncompatibleBaseError, Interrupted, NotFoundError, T2Error, UsageError
 
@@ -84,31 +85,42 @@ def reproduce(
     from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.training.checkpoint import new_run
-    from t2cli.training.loop import check_examples
+    from t2cli.training.questions import questions_of
 
     out = Output(json=json, quiet=quiet)
+    _check_alone()
     found = _recorded(LocalRegistry(registry_search_path(registry)), expert, base)
     known_task, spec, home = _asked(out, found, name, task, data or [], base, unsafe_code)
     _warn(out, found)
     folder = _begun(home, spec, found) if resume else None
-    check_examples(known_task, spec.config)
+    spec = replace(spec, questions=questions_of(known_task, spec.config).digest)
     adapted = open_model(spec.base, device=device, selection=spec.config.selection, quiet=quiet)
     folder = folder or new_run(home, spec)
     # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
     entries = LocalRegistry(registry_search_path(registry) if name else [folder.path / "registry"])
-    again = _resuming(
-        found, expert, {"--name": name, "--task": task and spec.task, "--base": base}, spec.data, registry, unsafe_code
-    )
+    options = {"--name": name, "--task": task and spec.task, "--base": base}
+    again = _resuming(found, expert, options, spec.data, place_words(registry, device, unsafe_code))
     try:
         trained = run_shown(out, adapted, known_task, spec, folder, entries, again)
     except T2Error as error:
         if isinstance(error, Interrupted) or not folder.finished:
             raise
-        raise T2Error(f"{found.entry.reference} does not reproduce: {error.message}") from error
+        report_none(out, found.entry, folder, error)
+        raise T2Error(f"{found.entry.reference} does not reproduce: {error.message}", hint=error.hint) from error
     result = _compared(out, adapted, known_task, found, trained)
-    _report(out, found, trained, result, folder)
+    report(out, found.entry, found.settings, trained, result, folder)
     if not result.reproduces:
         raise typer.Exit(T2Error.exit_code)
+
+
+def _check_alone() -> None:
+    from t2cli.paths import launched
+
+    if launched() is not None:
+        raise UsageError(
+            "t2 reproduce is for one process, and torchrun has started several",
+            hint="start it without torchrun; t2 train shares its work among processes",
+        )
 
 
 def _warn(out: Output, found: _Recorded) -> None:
@@ -202,18 +214,15 @@ def _begun(home: str, spec: RunSpec, found: _Recorded) -> RunFolder:
 def _resuming(
     found: _Recorded,
     expert: str,
-    options: dict[str, str],
-    data: dict[str, str],
-    registry: Path | None,
-    unsafe_code: bool,
+    options: Mapping[str, str],
+    data: Mapping[str, str],
+    place: Sequence[str],
 ) -> str:
     """Return the command that goes on; a name alone could mean a newer version by then."""
     words = ["t2", "reproduce", expert if expert.startswith("hf://") else found.entry.reference]
-    given = [*options.items(), *(("--data", f"{split}={file}") for split, file in data.items())]
-    for option, value in [*given, ("--registry", str(registry or ""))]:
+    for option, value in options.items():
         words += [option, value] if value else []
-    words += ["--unsafe-code"] if unsafe_code else []
-    return shlex.join([*words, "--resume"])
+    return shlex.join([*words, *data_words(data), *place, "--resume"])
 
 
 def _compared(out: Output, adapted: AdaptedModel, task: Task, found: _Recorded, trained: Trained) -> Reproduction:
@@ -230,69 +239,3 @@ def _compared(out: Output, adapted: AdaptedModel, task: Task, found: _Recorded, 
         with progress("evaluate", 2 * then.n, unit="answers", quiet=out.quiet) as bar:
             now = compare(adapted, task, z, n=then.n, seed=then.seed, split=then.split, on_done=bar.advance)
     return beside(found.entry, trained.entry, then, now)
-
-
-def _report(out: Output, found: _Recorded, trained: Trained, result: Reproduction, folder: RunFolder) -> None:
-    entry = trained.entry
-    assert entry is not None
-    out.emit(
-        "reproduce",
-        {
-            "expert": found.entry.reference,
-            "digest": found.entry.digest,
-            "reproduces": result.reproduces,
-            "new": {"expert": entry.reference, "digest": entry.digest, "path": str(entry.path)},
-            "run": str(folder.path),
-            "steps": trained.steps,
-            "seconds": round(trained.seconds, 1),
-            "evaluation": {"recorded": asdict(result.recorded), "now": asdict(result.now)},
-            "gain_within_interval": result.within,
-            "z": {
-                "identical": result.identical,
-                "cosine": result.cosine,
-                "rms_recorded": result.rms_recorded,
-                "rms_now": result.rms_now,
-                "rms_difference": result.rms_difference,
-            },
-            "differences": [asdict(each) for each in result.differences],
-            "defaults": found.settings.defaults,
-        },
-    )
-    for line in _lines(found, trained, result):
-        out.data(one_line(line))
-
-
-def _lines(found: _Recorded, trained: Trained, result: Reproduction) -> Iterator[str]:
-    """Yield what people read: the answer first, then what it rests on, then what was not the same."""
-    then, now = result.recorded, result.now
-    does = "reproduces" if result.reproduces else "does NOT reproduce"
-    yield f"{found.entry.reference} {does}: gain {100 * now.gain:+.1f} points, {_recorded_gain(result)}"
-    yield (
-        f"accuracy on the same {now.n} questions: base {then.base_accuracy:.3f} recorded, {now.base_accuracy:.3f} now; "
-        f"expert {then.expert_accuracy:.3f} recorded, {now.expert_accuracy:.3f} now"
-    )
-    if result.identical:
-        yield "z: identical, bit for bit"
-    else:
-        cosine = "-" if result.cosine is None else f"{result.cosine:+.3f}"
-        yield (
-            f"z: not identical; cosine of z - 1 {cosine}, root mean square {result.rms_recorded:.2g} recorded, "
-            f"{result.rms_now:.2g} now, {result.rms_difference:.2g} apart"
-        )
-    for each in result.differences:
-        yield f"differs: {each.what}: {each.recorded} recorded, {each.now} now"
-    if not result.differences:
-        yield "versions, device, threads and questions are those recorded"
-    for setting, value in found.settings.defaults.items():
-        yield f"default used: {setting} = {value} (recorded by an older version of t2, without it)"
-    assert trained.entry is not None
-    yield f"new expert: {trained.entry.reference} in {trained.entry.path}"
-
-
-def _recorded_gain(result: Reproduction) -> str:
-    then = result.recorded
-    if then.gain_ci95 is None:
-        return f"recorded {100 * then.gain:+.1f} without an interval, so that only the same numbers count"
-    where = "within" if result.within else "outside"
-    low, high = then.gain_ci95
-    return f"{where} the recorded {100 * then.gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2cli.cli.completion import expert_names
-from t2cli.cli.heatmap import check_picture, heat_map, save_picture
+from t2cli.cli.heatmap import heat_map, save_picture
 from t2cli.cli.options import DEFAULT_BASE, Base, Device, Json, Plot, Quiet, RegistryPath
 from t2cli.cli.output import Output, one_line
+from t2cli.cli.pictures import check_picture
 
 if TYPE_CHECKING:
     from t2cli.registry.compare import Vectors
     from t2cli.registry.local import ExpertEntry, LocalRegistry
-    from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, ParentRecord
+    from t2cli.registry.manifest import EvaluationRecord, ExpertManifest
     from t2cli.svf.relation import Relation
 
 Row = tuple[str, str]
@@ -214,8 +215,10 @@ def evaluation_text(row: EvaluationRecord) -> str:
 
 def lineage(registry: LocalRegistry, entry: ExpertEntry, seen: set[str], depth: int = 1) -> Iterator[str]:
     """Yield a line for each expert that a mix was made from, its own parents below it; `seen` are digests so far."""
+    from t2cli.registry.lineage import parent_of
+
     for parent in entry.manifest.parents:
-        found, note = _ancestor(registry, parent)
+        found, note = parent_of(registry, parent)
         again = found is not None and found.digest in seen and bool(found.manifest.parents)
         if found is not None and found.manifest.base.fingerprint.weights != entry.manifest.base.fingerprint.weights:
             note = f" (made for {found.manifest.base.folder})"
@@ -223,23 +226,3 @@ def lineage(registry: LocalRegistry, entry: ExpertEntry, seen: set[str], depth: 
         if found is not None and not again:  # a mix of mixes may hold the same one very often
             seen.add(found.digest)
             yield from lineage(registry, found, seen, depth + 1)
-
-
-def _ancestor(registry: LocalRegistry, parent: ParentRecord) -> tuple[ExpertEntry | None, str]:
-    """Return the expert that a manifest names as a parent, by its digest, else why there is none."""
-    from t2cli.errors import CorruptArtifactError, NotFoundError
-    from t2cli.registry.hub import hub_registry
-    from t2cli.registry.reference import ExpertRef
-
-    ref = ExpertRef.parse(parent.ref)
-    # What a reference to the Hub fetched is here too; a look at an expert must not fetch its parents.
-    places = [registry, *([hub_registry(ref.repo)] if ref.repo else [])]
-    note = f" (not here: sha256:{parent.digest[:12]})"
-    for place in places:
-        try:
-            return place.find(ExpertRef(ref.name, digest=parent.digest)), ""
-        except NotFoundError:
-            continue
-        except CorruptArtifactError:
-            note = " (damaged here)"
-    return None, note

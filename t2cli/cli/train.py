@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from t2cli.cli.heatmap import check_picture
 from t2cli.cli.options import (
     DEFAULT_BASE,
     Base,
@@ -28,6 +27,7 @@ from t2cli.cli.options import (
     check_judge,
 )
 from t2cli.cli.output import Output
+from t2cli.cli.pictures import check_picture
 from t2cli.cli.training_options import (
     DEFAULTS,
     Adapter,
@@ -150,27 +150,32 @@ def _train(
     from t2cli.registry.local import LocalRegistry
     from t2cli.tasks.base import revisions
     from t2cli.training.checkpoint import new_run, run_to_resume
-    from t2cli.training.loop import check_examples
+    from t2cli.training.questions import check_same, questions_of
     from t2cli.training.tensorboard import check_tensorboard
 
     if tensorboard:
         check_tensorboard()
     task, spec = asked.task, asked.spec
     folder = run_to_resume(asked.home, spec.expert) if given is not None and team.leads else None
+    begun = spec.data
     if folder is not None and given is not None:
-        spec = settings_of(folder, spec, given, out)
+        begun, spec = folder.spec().data, settings_of(folder, spec, given, out)
     spec = team.told(spec)
     if given is not None:
         task = task_of(spec, asked.unsafe_code)
         check_judge([task], out)
         check_device(spec.config, device)
-    check_examples(task, spec.config)  # now, and not after hours of training
-    spec = replace(spec, revisions=revisions(task))
+    questions = questions_of(task, spec.config)  # now, and not after hours of training
+    if folder is not None:
+        check_same(spec.questions, questions.digest, task, folder.path)
+    for warning in questions.warnings:
+        out.warn(warning)
+    spec = replace(spec, revisions=revisions(task), questions=questions.digest)
     adapted = open_model(asked.spec.base, device=device, selection=spec.config.selection, quiet=out.quiet)
     adapted.team = team
-    again = resuming(spec, task.name, registry, asked.unsafe_code)
     if folder is None and team.leads:
         folder = new_run(asked.home, spec)
+    again = resuming(spec, task.name, registry, device, asked.unsafe_code, moved=spec.data != begun)
     folder = team.told(folder)
     assert folder is not None
     entries = LocalRegistry(registry_search_path(registry))

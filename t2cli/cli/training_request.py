@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -115,7 +116,10 @@ def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, object], 
         if value != getattr(spec.config, name)
     ]
     if asked.data and asked.data != spec.data:
-        ignored.append("--data")
+        if spec.questions:  # the files may have moved; that they ask the same is checked where they are read
+            spec = replace(spec, data=asked.data)
+        else:
+            ignored.append("--data")
     if asked.reward and asked.reward != spec.reward:
         ignored.append("--reward")
     if ignored:
@@ -132,11 +136,27 @@ def task_of(spec: RunSpec, unsafe_code: bool) -> Task:
     return load_task(spec.task, spec.data, reward=judge, revisions=spec.revisions, unsafe_code=unsafe_code)
 
 
-def resuming(spec: RunSpec, default_name: str, registry: Path | None, unsafe_code: bool) -> str:
-    """Return the command that goes on with a run."""
+def resuming(
+    spec: RunSpec, default_name: str, registry: Path | None, device: str, unsafe_code: bool, *, moved: bool
+) -> str:
+    """Return the command that goes on with a run, from any folder; `moved`: with its files where they are now."""
     words = ["t2", "train", "--task", spec.task]
+    words += data_words(spec.data) if moved else []
     words += ["--name", spec.expert] if spec.expert != default_name else []
     words += ["--base", spec.base] if spec.base != DEFAULT_BASE else []
-    words += ["--registry", str(registry)] if registry is not None else []
-    words += ["--unsafe-code"] if unsafe_code else []
-    return shlex.join([*words, "--resume"])
+    return shlex.join([*words, *place_words(registry, device, unsafe_code), "--resume"])
+
+
+def data_words(data: Mapping[str, str]) -> list[str]:
+    """Return the options that name these files."""
+    given = [file if split == "file" else f"{split}={file}" for split, file in data.items()]
+    return [word for value in given for word in ("--data", value)]
+
+
+def place_words(registry: Path | None, device: str, unsafe_code: bool) -> list[str]:
+    """Return the options that a run does not record, as they were given: where it writes, computes and judges."""
+    from t2cli.paths import expanded
+
+    words = ["--registry", str(expanded(registry).resolve())] if registry is not None else []
+    words += ["--device", device] if device != "auto" else []
+    return words + (["--unsafe-code"] if unsafe_code else [])

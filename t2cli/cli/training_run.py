@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from t2cli.cli.chart import reward_curve, save_curve
 from t2cli.cli.output import Output
-from t2cli.errors import Interrupted
+from t2cli.errors import Interrupted, T2Error
 
 if TYPE_CHECKING:
     from t2cli.models.adapted import AdaptedModel
@@ -53,13 +53,16 @@ def run_shown(
 
 
 def show_curve(out: Output, folder: RunFolder, plot: Path | None) -> None:
-    """Show how the reward rose, and draw it into a file where asked."""
+    """Show how the reward rose, and draw it into a file where asked: what was trained is there, with or without it."""
     records = folder.metrics.done()
     for line in reward_curve(records) if len(records) > 1 else []:
         out.say(line)
     if plot is not None and records:
-        save_curve(records, plot, f"{folder.spec().expert}: reward in training")
-        out.say(f"wrote {plot}")
+        try:
+            save_curve(records, plot, f"{folder.spec().expert}: reward in training")
+            out.say(f"wrote {plot}")
+        except T2Error as error:
+            out.warn(f"{error.message}; t2 curve --plot draws it, too")
 
 
 def report(out: Output, trained: Trained) -> None:

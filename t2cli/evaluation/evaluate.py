@@ -84,7 +84,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everybody on the same examples of a task: the base first. `limit` is the longest answer in tokens."""
+    """Everybody on the same examples of a task: the base first. `limit` is the longest answer in tokens.
+
+    `held_out`: nobody was trained on these questions, or chosen by them, as far as is known.
+    """
 
     task: Task
     split: str
@@ -92,6 +95,7 @@ class Evaluation:
     limit: int
     examples: tuple[Example, ...]
     rows: tuple[Row, ...]
+    held_out: bool
 
 
 def answers_in_use(
@@ -184,19 +188,20 @@ def evaluate(
     *,
     split: str,
     seed: int,
+    held_out: bool = True,
     on_done: Advance | None = None,
 ) -> Evaluation:
     """Let the base and then all `others` answer the examples, drawn from `split` with `seed`, and compare each with it.
 
-    The test split shares no question with training or validation, whatever their seeds. `on_done` counts to
-    len(examples) for each of them.
+    The test split shares no question with training or validation, whatever their seeds; `held_out`, that nobody
+    had these questions in another way, is for the caller to say. `on_done` counts to len(examples) for each of them.
     """
     rows: list[Row] = []
     for who in (base, *others):
         answers = who.answer(task, examples, on_done)
         paired = paired_gain(rows[0].answers.right, answers.right) if rows else None
         rows.append(Row(who, answers, wilson(sum(answers.right), len(examples)), paired))
-    return Evaluation(task, split, seed, limit_of(task), tuple(examples), tuple(rows))
+    return Evaluation(task, split, seed, limit_of(task), tuple(examples), tuple(rows), held_out)
 
 
 def compare(

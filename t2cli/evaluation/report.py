@@ -34,7 +34,7 @@ def record(evaluation: Evaluation, holm_p: Sequence[float | None], comparisons: 
         "task": evaluation.task.name,
         "category": evaluation.task.category,
         "split": evaluation.split,
-        "held_out": evaluation.split == "test",
+        "held_out": evaluation.held_out,
         "n": len(evaluation.examples),
         "seed": evaluation.seed,
         "max_answer_tokens": evaluation.limit,

@@ -190,7 +190,9 @@ def greedy_in_batches(
         return list(zip(batch, completions, strict=True))
 
     room = adapted.answers_at_once if batch_size is None else Room(batch_size, "answers")
-    results = dict(adapted.team.gathered([pair for part in room.over(mine, answered) for pair in part]))
+    with adapted.team.diverging_together():
+        found = [pair for part in room.over(mine, answered) for pair in part]
+    results = dict(adapted.team.gathered(found))
     if on_done is not None and len(mine) < len(prompts):
         on_done(len(prompts) - len(mine))
     return [results[index] for index in range(len(prompts))]

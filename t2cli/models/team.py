@@ -6,8 +6,11 @@ is alone, where nothing is exchanged; training/distributed.py has the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
+
+from t2cli.errors import DivergedError
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +51,22 @@ class Team:
     def told(self, value: Item) -> Item:
         """Return the value of the process that leads."""
         return value
+
+    @contextmanager
+    def diverging_together(self) -> Iterator[None]:
+        """Have a DivergedError of one process in the block raised in all of them, when all have left it.
+
+        Nothing may be exchanged within the block. Else one process would give up the step, and the others wait for it.
+        """
+        mine: DivergedError | None = None
+        try:
+            yield
+        except DivergedError as error:
+            mine = error
+        said = [error for error in self.gathered([(mine.message, mine.hint) if mine else None]) if error is not None]
+        if said:
+            message, hint = said[0]
+            raise DivergedError(message, hint=hint) from mine
 
     def check_same(self, tensor: torch.Tensor) -> None:
         """Raise T2Error unless all processes have this tensor, bit for bit."""

@@ -9,7 +9,9 @@ Deviations from the paper:
 1. The reward is replaced by a leave-one-out advantage (RLOO; Ahmadian et al. 2024, arXiv 2402.14740): the mean reward
    of the prompt's other rollouts is the baseline. Plain REINFORCE on -1/+1 rewards collapses this class of model;
    it is there as the baseline `none`.
-2. The KL term is the k3 estimator on the sampled tokens (Schulman 2020): never negative, and of low variance.
+2. The KL term is the k3 estimator on the sampled tokens (Schulman 2020): never negative, and of low variance. Its value
+   is KL(pi_z || pi_base). Its gradient, taken through log pi_z alone, is on average that of KL(pi_base || pi_z), which
+   is the same near the base and pulls harder at what the base would say and pi_z no longer does (as in GRPO).
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ class Loss(NamedTuple):
 def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     """Return the advantages (P, G) of rewards (P, G): each minus the mean of the others of its prompt.
 
-    Raises ValueError for G = 1, which has no other rollout.
+    Where all rewards of a prompt are equal they are exactly 0, however a mean of such numbers is rounded. Raises
+    ValueError for G = 1, which has no other rollout.
     """
     group = rewards.shape[1]
     if group < 2:
         raise ValueError("a leave-one-out baseline needs at least two rollouts per prompt")
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (group - 1)
-    return rewards - others
+    equal = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
+    return torch.where(equal, torch.zeros_like(rewards), rewards - others)
 
 
 def no_baseline(rewards: torch.Tensor) -> torch.Tensor:
@@ -53,7 +57,10 @@ def token_logp(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def k3(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
-    """Return the k3 estimate of KL(pi_z || pi_base) per sampled token: exp(d) - d - 1 with d = ref - logp."""
+    """Return the k3 estimate of KL(pi_z || pi_base) per sampled token: exp(d) - d - 1 with d = ref - logp.
+
+    See the head of this file for what its gradient is.
+    """
     difference = reference_logp - logp
     return torch.exp(difference) - difference - 1
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from t2cli.config import TrainConfig
 from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error, UsageError
-from t2cli.files import write_atomic
+from t2cli.files import clear_temporaries, write_atomic
 from t2cli.paths import runs_dir
 from t2cli.training.metrics import MetricsFile
 
@@ -45,6 +45,7 @@ class RunSpec:
     data: dict[str, str] = field(default_factory=dict)  # --data: split -> absolute path
     reward: dict[str, str] = field(default_factory=dict)  # --reward: its name, and the folder it is imported from
     revisions: dict[str, str] = field(default_factory=dict)  # data sets on the Hub: name -> commit
+    questions: str = ""  # digest of what is asked (training/questions.py); runs of before have none
 
 
 @dataclass
@@ -134,7 +135,10 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the run against other processes. Raises UsageError if another one is working in it."""
+        """Hold the run against other processes, without what killed ones were writing.
+
+        Raises UsageError if another process is working in it.
+        """
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.path / "lock")
@@ -146,6 +150,7 @@ class RunFolder:
                 hint="wait for it, or start a run without --resume",
             ) from error
         try:
+            clear_temporaries(self.path)
             yield
         finally:
             lock.release()

@@ -88,13 +88,35 @@ class Ranks(Team):
 
 @contextmanager
 def _exchanging() -> Iterator[None]:
-    """Say in a user's words that another process has gone."""
+    """Say in a user's words that another process has gone; want of memory is this process' own affair."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise T2Error(
-            "another process of this training has ended",
+            f"another process of this training has ended, or cannot be reached: {_first_line(error)}",
             hint="its own message says why; start all of them again with --resume",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says first; torch's own go on with a trace of C++."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _join(backend: str) -> None:
+    """Meet the other processes where torchrun says."""
+    import torch.distributed as dist
+
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except RuntimeError as error:
+        raise T2Error(
+            f"the processes of this training did not meet: {_first_line(error)}",
+            hint="start all of them, with an address that each can reach and a port that is free (torchrun --help)",
         ) from error
 
 
@@ -127,7 +149,6 @@ def joined(device: str) -> Iterator[Team]:
                 hint="give torchrun --nproc-per-node the number of GPUs",
             )
         torch.cuda.set_device(place.local_rank)
-    with _exchanging():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    _join("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     yield Ranks(place.rank, place.size)
     dist.destroy_process_group()  # not after an error: it could wait for processes that are gone

@@ -107,7 +107,8 @@ class EvolutionTrainer:
             with self._as(part, len(prompts)):
                 return generate(self.adapted, prompts * len(part), sampling, stop=stop)
 
-        batches = self.candidates_at_once.over(list(candidates), answered)
+        with self.adapted.team.diverging_together():
+            batches = self.candidates_at_once.over(list(candidates), answered)
         completions = [completion for batch in batches for completion in batch]
         tokens = sum(len(completion.ids) for completion in completions)
         rewards = judged(self.adapted, task, list(examples) * len(candidates), completions)

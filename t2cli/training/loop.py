@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from t2cli.config import TrainConfig
 from t2cli.errors import DivergedError, T2Error
 from t2cli.evaluation.evaluate import Advance, answers_in_use
 from t2cli.models.adapted import AdaptedModel
@@ -22,7 +21,7 @@ from t2cli.tasks.base import Example, Task, up_to
 from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
-from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM, Publisher, Trained
+from t2cli.training.publish import Publisher, Trained
 from t2cli.training.safety import CollapseWatch, fallen
 from t2cli.training.trainer import StepResult
 
@@ -127,9 +126,7 @@ class TrainingRun:
             if not collapse and (step % config.validate_every == 0 or step == config.steps):
                 validation = self._validate(self.policy.answering())
                 collapse = fallen(state.best_accuracy, validation, len(self.validation))
-        except DivergedError as error:
-            if self.team.size > 1:
-                raise  # the others may not have seen it
+        except DivergedError as error:  # in all processes, if in one
             result, collapse = StepResult.lost(), error.message
         seconds = time.monotonic() - started
         state.step, state.seconds = step, state.seconds + seconds
@@ -201,15 +198,3 @@ def _caution(state: RunState) -> float:
 
 def _best(state: RunState) -> str:
     return f"the checkpoint of step {state.best_step}" if state.best_step else "the base"
-
-
-def check_examples(task: Task, config: TrainConfig) -> None:
-    """Raise T2Error if the task has fewer questions than a run with `config` will ask for, or lacks their source.
-
-    A run that ends for that after its last step would have been for nothing. Where questions come from files,
-    fewer will do for validation and test: all there are.
-    """
-    task.examples("train", config.prompts_per_step, config.seed)
-    up_to(task, "train", SHOWN_FROM, config.seed)
-    up_to(task, "validation", config.validation_examples, config.seed)
-    up_to(task, "test", config.evaluation_examples, EVALUATION_SEED)

@@ -13,7 +13,7 @@ import torch
 from t2cli.errors import T2Error
 from t2cli.evaluation.evaluate import compare_two, in_use
 from t2cli.models.adapted import AdaptedModel
-from t2cli.models.basis_cache import singular_values
+from t2cli.models.basis_cache import basis_files_in_use, singular_values
 from t2cli.registry.local import ExpertEntry, LocalRegistry
 from t2cli.registry.manifest import (
     BaseRecord,
@@ -153,6 +153,8 @@ class Publisher:
 
     def _manifest(self, state: RunState, evaluation: EvaluationRecord) -> ExpertManifest:
         config, task = self.spec.config, self.task
+        basis = basis_files_in_use(self.adapted.base.identity, self.adapted.targets).dtype
+        circumstances = {"processes": self.adapted.team.size, "basis": basis}
         settings = {key: value for key, value in asdict(config).items() if key not in ("preset", "seed")}
         return ExpertManifest(
             name=self.spec.expert,
@@ -167,7 +169,7 @@ class Publisher:
             training=TrainingRecord(
                 task=task.name,
                 preset=config.preset,
-                config={**settings, "best_step": state.best_step, **origin(task)},
+                config={**settings, "best_step": state.best_step, **circumstances, **origin(task)},
                 seed=config.seed,
                 steps=state.step,
                 seconds=round(state.seconds, 1),

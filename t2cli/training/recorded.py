@@ -21,7 +21,9 @@ from t2cli.registry.zfile import read_arrays
 from t2cli.tasks.base import Task, origin
 
 RESULTS = ("best_step",)  # what a run found; recorded among its settings
+CIRCUMSTANCES = ("processes", "basis")  # what else decides how numbers are rounded; recorded there, too
 SOURCES = ("data", "reward")  # where its questions were from, and who judged, where that was not the task alone
+NO_SETTINGS = RESULTS + CIRCUMSTANCES + SOURCES
 COUNTS = (  # settings that must not be 0; none is negative
     *("steps", "prompts_per_step", "group", "micro_batch"),
     *("validate_every", "validation_examples", "evaluation_examples"),
@@ -75,7 +77,7 @@ def settings_of(training: TrainingRecord, where: str) -> Settings:
     Raises T2Error naming the settings that this t2 does not know, CorruptArtifactError for one that cannot be.
     """
     types = get_type_hints(TrainConfig)
-    recorded = {key: value for key, value in training.config.items() if key not in RESULTS + SOURCES}
+    recorded = {key: value for key, value in training.config.items() if key not in NO_SETTINGS}
     given = {**recorded, "preset": training.preset, "seed": training.seed}
     if unknown := sorted(set(given) - set(types)):
         raise T2Error(
@@ -125,6 +127,24 @@ def check_sources(training: TrainingRecord, task: Task, where: str) -> None:
             f"{where} was trained on other files than the task has now: {', '.join(map(str, files)) or 'none'}",
             hint="name those with --data, or a task file that reads them with --task",
         )
+
+
+def learned_from(training: TrainingRecord, task: Task) -> list[str]:
+    """Return the files of the task's test questions that a recorded run had, wholly or in part, for other splits.
+
+    A file that both divide is no such file: its test questions were test questions then. Files are known by their
+    SHA-256, so that their names, and the task's, do not matter; those of Hub data sets as well.
+    """
+    recorded = training.config.get("data")
+    before = {
+        (str(file.get("sha256")), str(file.get("split")))
+        for file in (recorded if isinstance(recorded, list) else [])
+        if isinstance(file, dict)
+    }
+    now = origin(task).get("data")
+    asked = [file for file in (now if isinstance(now, list) else []) if file["split"] in ("test", "all")]
+    others = {"test": ("train", "validation", "all"), "all": ("train", "validation")}
+    return [file["file"] for file in asked if any((file["sha256"], split) in before for split in others[file["split"]])]
 
 
 def base_of(entry: ExpertEntry) -> str:
@@ -191,6 +211,7 @@ def _circumstances(manifest: ExpertManifest) -> dict[str, str]:
     training = manifest.training
     assert training is not None
     threads = {} if training.threads is None else {"threads": str(training.threads)}
+    others = {name: str(training.config[name]) for name in CIRCUMSTANCES if name in training.config}
     # The few that a manifest shows stand for all: the same task and seed give the same ones.
     questions = {"training questions": " | ".join(manifest.examples)} if manifest.examples else {}
-    return {**training.versions, "device": training.device, **threads, **questions}
+    return {**training.versions, "device": training.device, **threads, **others, **questions}

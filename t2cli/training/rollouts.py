@@ -67,7 +67,8 @@ def collect(
 
     total = len(mine) * group
     room = room or Room(max(1, total), "rollouts")
-    flat = [completion for part in room.over(range(total), sampled) for completion in part]
+    with text_model.team.diverging_together():
+        flat = [completion for part in room.over(range(total), sampled) for completion in part]
     groups = [flat[start : start + group] for start in range(0, len(flat), group)]
     asked = [examples[index] for index in mine for _ in range(group)]
     return Rollouts(prompts, groups, judged(text_model, task, asked, flat).view(len(mine), group))

@@ -76,6 +76,8 @@ class CollapseWatch:
         if len(self._shares) < WINDOW:
             return ""
         total = sum(count for _, count in self._shares)
+        if not total:  # records of runs that did not count their rollouts yet
+            return ""
         share = sum(right * count for right, count in self._shares) / total
         self._best = max(self._best, share)
         error = math.sqrt(self._best * (1 - self._best) / total)

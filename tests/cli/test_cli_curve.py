@@ -117,13 +117,18 @@ def test_a_version_is_the_run_that_published_it(curve: Callable, folder: RunFold
     refused(curve("sums@2"), 3, "no run of sums@2", "t2 show")
 
 
-def test_a_picture(curve: Callable, folder: RunFolder, tmp_path: Path, refused: Callable) -> None:
+def test_a_picture(
+    curve: Callable, folder: RunFolder, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
     result = curve("sums", "--plot", tmp_path / "curve.png")
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert result.stderr == f"wrote {tmp_path / 'curve.png'}\n"
     refused(curve("sums", "--plot", tmp_path / "curve.txt"), 2, "no kind of picture")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert curve("sums", "--plot", "~/second.png").exit_code == 0
+    assert (tmp_path / "second.png").is_file()
 
 
 def test_what_is_not_there_is_said(curve: Callable, folder: RunFolder, refused: Callable) -> None:

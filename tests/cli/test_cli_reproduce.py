@@ -123,7 +123,7 @@ def test_people_read_the_answer_first(reproduce: Callable, recorded: ExpertEntry
     assert first.startswith(f"divisors@1 reproduces: gain {gain} points, within the recorded {gain} [")
     assert accuracy.startswith("accuracy on the same 500 questions: base 0.")
     assert z == "z: identical, bit for bit"
-    assert same == "versions, device, threads and questions are those recorded"
+    assert same == "versions, device, threads, processes, basis and questions are those recorded"
     assert new.startswith("new expert: divisors-reproduced-")
 
 
@@ -139,6 +139,29 @@ def test_a_gain_outside_of_the_recorded_interval_does_not_reproduce(reproduce: C
     assert (record["reproduces"], record["gain_within_interval"], record["steps"]) == (False, False, 3)
     assert -1 <= record["z"]["cosine"] < 1
     assert record["z"]["rms_now"] < record["z"]["rms_recorded"]
+
+
+def test_a_run_that_finds_nothing_is_told_to_programs_too(
+    reproduce: Callable, changed: Again, recorded: ExpertEntry
+) -> None:
+    entry = changed(config={"learning_rate": 0.0})
+    result = reproduce("divisors", "--quiet", "--json")
+    assert result.exit_code == 1
+    record = json.loads(result.stdout)
+    assert (record["expert"], record["digest"], record["reproduces"], record["new"]) == (
+        *("divisors@2", entry.digest),
+        *(False, None),
+    )
+    assert record["reason"].startswith("no checkpoint was better than the base")
+    assert "divisors@2 does not reproduce: no checkpoint" in result.stderr
+    assert "hint: train for more --steps" in result.stderr
+
+
+def test_it_is_for_one_process(reproduce: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    refused(reproduce("divisors"), 2, "t2 reproduce is for one process", "without torchrun")
 
 
 def test_without_an_interval_only_the_same_numbers_count(reproduce: Callable, changed: Again) -> None:

@@ -169,7 +169,7 @@ def test_a_reward_of_ones_own_judges_and_is_found_again(
         (["--data", "nowhere"], 3, ["--data: there is no nowhere"]),
         (["--data", "."], 2, ["no file of", "fits the task ones"]),
         (["--data", "broken.jsonl"], 5, ["broken.jsonl, line 2 is no valid JSON"]),
-        (["--data", "few.jsonl"], 1, ["ones has", "train questions, and 12 were asked for"]),
+        (["--data", "few.jsonl"], 1, ["ones has", "each step of this training asks 12"]),
         (["--data", "other.jsonl"], 5, ["other.jsonl, line 1: there is no field 'ask'"]),
         (["--reward", "nowhere:odd"], 3, ["no module nowhere"]),
         (["--reward", "odd"], 2, ["MODULE:FUNCTION"]),
@@ -194,3 +194,71 @@ def test_wrong_data_are_refused_before_anything_is_written(
     (tmp_path / "other.jsonl").write_text('{"question": "q", "answer": 1}\n')
     refused(run("train", *options, *arguments), code, *said)
     assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_a_run_whose_questions_have_changed_does_not_go_on(
+    run: Callable, refused: Callable, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    begin = ("train", *options, "--data", data, "--steps", "1", "--learning-rate", "0", "--quiet")
+    assert "no checkpoint was better than the base" in run(*begin).stderr
+    (begun,) = (tmp_path / "home" / "runs").glob("*/*/*")
+    for name in ("expert.txt", "state.safetensors"):
+        (begun / name).unlink()  # as if it was killed at once
+    record = json.loads((begun / "run.json").read_text())
+    record["config"] |= {"steps": 10, "learning_rate": 0.03}
+    (begun / "run.json").write_text(json.dumps(record))
+    again = ("train", *options, "--resume", "--quiet")
+    said = ("the questions of the task ones are not those", str(begun), "as they were")
+
+    train, test = (data / f"{name}.jsonl" for name in ("train", "test"))
+    whole = train.read_text(), test.read_text()
+    train.write_text(whole[1])
+    test.write_text(whole[0])
+    refused(run(*again), 2, *said)
+    train.write_text(whole[0])
+    test.write_text(whole[1])
+    (tmp_path / "ones.yaml").write_text(TASK.replace("max_new_tokens: 2", "max_new_tokens: 3"))
+    refused(run(*again), 2, *said)
+    (tmp_path / "ones.yaml").write_text(TASK + "# a remark changes nothing\n")
+
+    moved = data.rename(tmp_path / "moved")
+    refused(run(*again), 3, "there is no file", "--data")
+    result = run(*again, "--data", moved)
+    assert (result.exit_code, result.stderr) == (0, ""), result.stderr
+    assert [entry.manifest.training.steps for entry in published()] == [10]
+
+
+def test_questions_that_an_expert_was_trained_on_are_not_held_out(
+    run: Callable, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    assert run("train", *options, "--data", data, *FAST).exit_code == 0
+    for files, seen in (
+        ([data], False),
+        ([f"test={data / 'test.jsonl'}"], False),
+        ([data / "test.jsonl"], False),  # a part of what was held out
+        ([data / "train.jsonl"], True),
+        ([f"test={data / 'train.jsonl'}"], True),
+    ):
+        named = [word for file in files for word in ("--data", file)]
+        result = run("eval", "ones", *options, *named, "--n", "4", "--json", "--quiet")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["held_out"] is not seen
+        warning = "warning: NOT HELD OUT: ones@1 was trained on questions of train.jsonl\n"
+        assert result.stderr == (warning if seen else "")
+    assert run("mix", "ones:0.5", "--name", "half", "--base", options[3], "--quiet").exit_code == 0
+    for asked in (["half"], ["--adapt", "prompt"]):
+        result = run("eval", *asked, *options, "--data", data / "train.jsonl", "--n", "4")
+        who = "half@1, made from ones@1, which" if asked == ["half"] else "ones@1"
+        assert f"warning: NOT HELD OUT: {who} was trained on questions of train.jsonl" in result.stderr
+        assert "split test, NOT HELD OUT, seed 0" in result.stdout
+
+
+def test_few_questions_are_refused_or_warned_of(
+    run: Callable, refused: Callable, options: list[str], data: Path
+) -> None:
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    few = data.parent / "few.jsonl"
+    few.write_text("".join(lines[:40]))
+    asked = ("train", *options, "--data", few, *FAST)
+    refused(run(*asked, "--preset", "paper"), 1, "each step of this training asks 48", "leave out --preset")
+    assert "questions choose the checkpoint: chance decides much" in run(*asked).stderr

@@ -44,7 +44,7 @@ def evaluation(name: str, category: str, **choices: Choices | None) -> Evaluatio
     for strategy, each in choices.items():
         who = Answerer(strategy, lambda task, examples, on_done: None)  # type: ignore[arg-type, return-value]
         rows.append(Row(who, Answers(("",) * 4, (True,) * 4, (1,) * 4, (False,) * 4, each), (0.0, 1.0), None))
-    return Evaluation(NamedTask(name, category), "test", 0, 8, (), tuple(rows))
+    return Evaluation(NamedTask(name, category), "test", 0, 8, (), tuple(rows), held_out=True)
 
 
 def test_counts() -> None:

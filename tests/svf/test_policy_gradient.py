@@ -24,6 +24,12 @@ def test_advantages_sum_to_zero_per_prompt_and_ignore_a_common_shift() -> None:
     assert torch.allclose(leave_one_out(rewards + 7), advantages, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [x / 100 for x in range(-100, 101)])
+def test_equal_rewards_teach_exactly_nothing(value: float) -> None:
+    for group in (2, 3, 4, 7):
+        assert leave_one_out(torch.full((1, group), value)).tolist() == [[0.0] * group]
+
+
 def test_one_rollout_has_no_baseline() -> None:
     with pytest.raises(ValueError, match="at least two"):
         leave_one_out(torch.ones(3, 1))
@@ -58,6 +64,18 @@ def test_k3_estimates_the_kl_divergence() -> None:
     theirs = torch.randn(6, generator=generator).double().log_softmax(0)
     expected = (ours.exp() * k3(ours, theirs)).sum()  # under pi_z, the exact mean of the estimator
     assert torch.allclose(expected, (ours.exp() * (ours - theirs)).sum())
+
+
+def test_its_gradient_is_that_of_the_divergence_from_the_base() -> None:
+    """What the expectation over samples of pi is, exactly: every token once, weighted by its probability."""
+    base = torch.tensor([0.6, 0.3, 0.1])
+    logits = torch.tensor([0.1, 0.3, 0.6]).log().requires_grad_()
+    logp = torch.log_softmax(logits, dim=0)
+    (found,) = torch.autograd.grad((logp.exp().detach() * k3(logp, base.log())).sum(), logits, retain_graph=True)
+    (from_base,) = torch.autograd.grad((base * (base.log() - logp)).sum(), logits, retain_graph=True)
+    (to_base,) = torch.autograd.grad((logp.exp() * (logp - base.log())).sum(), logits)
+    assert torch.allclose(found, from_base, atol=1e-6)
+    assert not torch.allclose(found, to_base, atol=0.1)
 
 
 def test_loss_by_hand() -> None:

@@ -258,5 +258,7 @@ def test_another_adapter_or_trainer_has_its_own_defaults_unless_given() -> None:
     assert preset("t2", adapter="lora").learning_rate == 2e-4
     assert preset("t2", adapter="lora", learning_rate=1e-3).learning_rate == 1e-3
     assert preset("t2", trainer="evolution").prompts_per_step == 4
+    evolution = preset("t2", trainer="evolution")  # what is recorded is what it does
+    assert (evolution.schedule, evolution.max_relative_step, evolution.warmup_steps) == ("constant", 0.0, 0)
     with pytest.raises(NotFoundError, match="no trainer named 'evolutoin'"):
         preset("t2", trainer="evolutoin")

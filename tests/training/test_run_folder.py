@@ -107,6 +107,16 @@ def test_a_checkpoint_of_another_size_is_refused(folder: RunFolder) -> None:
         folder.load(60)
 
 
+def test_what_killed_processes_were_writing_is_gone_when_a_run_goes_on(folder: RunFolder) -> None:
+    (folder.path / ".state.safetensors.abc.tmp").write_bytes(b"half")
+    (folder.path / ".adapter.abc.tmp").mkdir()
+    before = {path.name for path in folder.path.iterdir()}
+    with folder.claimed():
+        assert {path.name for path in folder.path.iterdir()} - {"lock"} == {
+            name for name in before if not name.endswith(".tmp")
+        }
+
+
 def changed(**changes: object) -> str:
     """Return the text of run.json with some keys changed; None takes one out."""
     from dataclasses import asdict

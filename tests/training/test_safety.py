@@ -70,6 +70,11 @@ def test_one_step_with_a_large_kl_is_none() -> None:
     assert not any(watch.see(-0.5, kl, 48) for kl in kls)
 
 
+def test_records_that_did_not_count_their_rollouts_are_passed_over() -> None:
+    watch = CollapseWatch()
+    assert [watch.see(-1.0, None, 0) for _ in range(5)] == [""] * 5
+
+
 def test_a_kl_that_was_not_measured_is_not_zero() -> None:
     watch = CollapseWatch()
     rewards = [-0.8] * WINDOW + [-0.88] * 2 * WINDOW

@@ -22,9 +22,10 @@ from t2cli.svf.evolution import seed_of_step
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import Example
 from t2cli.training.checkpoint import RunState, new_run, run_to_resume
-from t2cli.training.loop import TrainingRun, check_examples
+from t2cli.training.loop import TrainingRun
 from t2cli.training.metrics import Silent, StepRecord
 from t2cli.training.publish import SHOWN_FROM, Trained
+from t2cli.training.questions import questions_of
 
 
 @pytest.fixture
@@ -144,6 +145,7 @@ def test_what_is_published_says_how_it_was_made(
     assert training is not None
     config = {**training.config, "preset": training.preset, "seed": training.seed}
     best_step = config.pop("best_step")
+    assert (config.pop("processes"), config.pop("basis")) == (1, "float32")
     assert TrainConfig(**config) == SMALL  # type: ignore[arg-type]
     state = run.folder.load()
     assert state is not None
@@ -233,9 +235,21 @@ def test_a_task_with_too_few_questions_is_refused_before_training() -> None:
                 raise T2Error("too few")
             return super().examples(split, n, seed)
 
-    check_examples(OddTask(), SMALL)
+    questions = questions_of(OddTask(), SMALL)
+    assert (questions.validation, questions.test, questions.warnings) == (24, 40, [])
     with pytest.raises(T2Error, match="too few"):
-        check_examples(Few(), SMALL)
+        questions_of(Few(), SMALL)
+
+
+def test_what_a_run_asks_is_known_by_a_digest() -> None:
+    class Other(OddTask):
+        def messages(self, example: Example) -> list[dict[str, str]]:
+            return [{"role": "user", "content": f"Say: {example.question}"}]
+
+    known = questions_of(OddTask(), SMALL).digest
+    assert questions_of(OddTask(), replace(SMALL, steps=9, learning_rate=1.0)).digest == known
+    changed = [questions_of(task, SMALL).digest for task in (Other(), OddTask(max_new_tokens=9), OddTask(name="even"))]
+    assert len({known, *changed, questions_of(OddTask(), replace(SMALL, seed=1)).digest}) == 5
 
 
 def test_metrics_are_json_lines_with_every_field(whole: tuple[Trained, TrainingRun]) -> None:

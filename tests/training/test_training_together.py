@@ -47,6 +47,17 @@ class Disagreeing(OddTask):
     def reward(self, example, completion):
         return super().reward(example, completion) if sys.argv[5] != "disagree" or team.leads else -1.0
 
+if sys.argv[5] == "diverge":  # the numbers of the second process overflow once, while it samples the third step
+    from t2cli.errors import DivergedError
+    from t2cli.training import rollouts
+    sampled, calls = rollouts.generate, []
+    def overflowing(*arguments, **options):
+        calls.append(1)
+        if os.environ["RANK"] == "1" and len(calls) == 3:
+            raise DivergedError("overflow", hint="smaller weights")
+        return sampled(*arguments, **options)
+    rollouts.generate = overflowing
+
 with joined("cpu") as team:
     adapted = open_base(sys.argv[2])
     adapted.model.double()
@@ -145,6 +156,23 @@ def test_processes_that_judge_differently_agree_on_what_is_best(
     assert {line[-1] for line in words if line[:1] == ["done"]} == {entry.reference}
     (evaluation,) = entry.manifest.evaluation
     assert 0 < evaluation.expert_accuracy <= 0.5  # one of the two finds nothing right, and judges half
+
+
+def test_numbers_that_overflow_in_one_process_send_all_back_to_the_best_checkpoint(
+    together: Callable[[RunFolder, str], subprocess.Popen[str]], counting: AdaptedModel, tmp_path: Path
+) -> None:
+    folder = fresh(counting)
+    with together(folder, "diverge") as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert [record.collapse for record in folder.metrics.read()] == ["", "", "overflow", ""]
+    state = folder.load()
+    assert state is not None
+    assert (state.step, state.collapses, state.restarted) == (SMALL.steps, 1, 3)
+    done = [line.split()[1:] for line in output.splitlines() if line.startswith("done")]
+    assert sorted(line[0] for line in done) == ["0", "1"]
+    assert len({z for _, _, z, _ in done}) == 1
+    assert [entry.reference for entry in LocalRegistry([tmp_path / "experts"]).list()] == ["odd@1"]
 
 
 def test_the_death_of_one_ends_all_and_the_run_goes_on_later(

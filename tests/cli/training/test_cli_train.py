@@ -103,9 +103,14 @@ def test_other_presets_and_trainers_run(arguments: tuple[str, ...], train: Calla
         assert "no checkpoint was better" in result.stderr, result.stderr
 
 
-def test_events_a_picture_and_a_curve(train: Callable, run: Callable, options: list[str], tmp_path: Path) -> None:
+def test_events_a_picture_and_a_curve(
+    train: Callable, run: Callable, refused: Callable, options: list[str], tmp_path: Path
+) -> None:
     pytest.importorskip("tensorboard")
     pytest.importorskip("matplotlib")
+    refused(train("--plot", "/proc/nowhere/curve.png"), 1, "/proc/nowhere/curve.png could not be written")
+    refused(train("--plot", tmp_path), 2, "names no kind of picture")
+    assert not (tmp_path / "home" / "runs").exists()
     result = train(*FAST, "--tensorboard", "--plot", tmp_path / "curve.png", "--patience", "9")
     assert result.exit_code == 0, result.stderr
     (folder,) = runs(tmp_path)

@@ -24,7 +24,8 @@ pytest.importorskip("reasoning_gym")
 def test_ctrl_c_says_what_is_saved_and_resume_finishes(
     run: Callable, options: list[str], tmp_path: Path, counting_folder: Path
 ) -> None:
-    command = [sys.executable, "-m", "t2cli", "train", *options, "--steps", "30", "--learning-rate", "0.03"]
+    place = ["--registry", str(tmp_path / "home" / "registry"), "--device", "cpu"]
+    command = [sys.executable, "-m", "t2cli", "train", *options, "--steps", "30", "--learning-rate", "0.03", *place]
     code, stdout, stderr = ctrl_c_at(command, "step 3/30")
     assert (code, stdout) == (130, "")
     (folder,) = runs(tmp_path)
@@ -36,7 +37,7 @@ def test_ctrl_c_says_what_is_saved_and_resume_finishes(
     assert state.step == int(said[1])
     assert 3 <= state.step < 30
     assert published() == []
-    assert hint == f"hint: go on with: t2 train --task {options[1]} --base {counting_folder} --resume"
+    assert hint == f"hint: go on with: t2 train --task {options[1]} --base {counting_folder} {' '.join(place)} --resume"
 
     result = run(*hint.removeprefix("hint: go on with: t2 ").split(), "--json")
     assert result.exit_code == 0, result.stderr

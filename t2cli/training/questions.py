@@ -1,0 +1,76 @@
+"""What a run will ask, looked at before it begins: whether there is enough, and a digest by which a resume knows it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from t2cli.config import PRESETS, TrainConfig
+from t2cli.errors import T2Error, UsageError
+from t2cli.tasks.base import Example, SpecTask, Task, origin, up_to
+from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM
+
+FEW = 10  # questions, of which one more or less is ten points
+
+
+class Questions(NamedTuple):
+    """What a run will ask: a digest of it, and how many questions choose the checkpoint and measure it."""
+
+    digest: str
+    validation: int
+    test: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what should be known of a task that has few of them."""
+        roles = {"choose the checkpoint": self.validation, "measure the expert": self.test}
+        return [
+            f"only {n} questions {role}: chance decides much with so few; give the task more questions"
+            for role, n in roles.items()
+            if n < FEW
+        ]
+
+
+def questions_of(task: Task, config: TrainConfig) -> Questions:
+    """Return what a run with `config` asks, drawn as the run will draw it.
+
+    Raises T2Error if the task has fewer questions than a step asks, or lacks their source: a run that ends for that
+    after hours would have been for nothing. Where questions come from files, fewer will do for validation and test.
+    """
+    train = up_to(task, "train", config.prompts_per_step, config.seed)
+    if len(train) < config.prompts_per_step:
+        fewest = PRESETS["t2"].prompts_per_step
+        other = f", or leave out --preset: steps ask {fewest} then" if config.preset != "t2" else ""
+        raise T2Error(
+            f"the task {task.name} has {len(train)} different train questions, and each step of this training asks "
+            f"{config.prompts_per_step}",
+            hint=f"give the task more questions{other}",
+        )
+    shown = up_to(task, "train", SHOWN_FROM, config.seed)
+    validation = up_to(task, "validation", config.validation_examples, config.seed)
+    test = up_to(task, "test", config.evaluation_examples, EVALUATION_SEED)
+    return Questions(_digest(task, (train, shown, validation, test)), len(validation), len(test))
+
+
+def check_same(before: str, now: str, task: Task, folder: Path) -> None:
+    """Raise UsageError unless the questions are those that the run in `folder` began with ("": not known)."""
+    if before not in ("", now):
+        raise UsageError(
+            f"the questions of the task {task.name} are not those that the run in {folder} began with: what it learned "
+            "from could be what it is measured on now",
+            hint="put the task's file and its data back as they were, or leave out --resume to start another run",
+        )
+
+
+def _digest(task: Task, drawn: Sequence[Sequence[Example]]) -> str:
+    """Return the SHA-256 of what is asked and how it is judged, wherever the files lie that it is read from."""
+    rules: list[object] = [task.name, task.max_new_tokens]
+    if isinstance(task, SpecTask):
+        rules += [task.spec.stop, [[row.name, vars(row.answer)] for row in task.spec.mixture]]
+    files = origin(task).get("data")
+    sums = [(file.get("split"), file.get("sha256")) for file in files] if isinstance(files, list) else []
+    asked = [[(each.answer, task.messages(each)) for each in examples] for examples in drawn]
+    return hashlib.sha256(json.dumps([rules, sums, asked], sort_keys=True).encode()).hexdigest()
