@@ -29,7 +29,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
+    "test": ("test", "testing"),
 }
 
 
@@ -67,19 +67,21 @@ def _of_folder(folder: Path, task: str) -> dict[str, Path]:
 
     A file that names a split to hold out is never one of all questions, without a train file neither.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    own = [path for path in files if set(_words(task)) <= set(_words(path.stem))]
-    files = own or files
+    everything = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    own = [path for path in everything if set(_words(task)) <= set(_words(path.stem))]
+    splits_alone = [path for path in everything if set(_words(path.stem)) <= set().union(*_WORDS.values())]
+    files = [*own, *splits_alone] if own else everything  # not those that are named after other tasks
     found = {split: _only(_named(files, words), folder, split) for split, words in _WORDS.items()}
     chosen = {split: path for split, path in found.items() if path is not None}
     if "test" not in chosen and "validation" in chosen:
         chosen["test"] = chosen.pop("validation")
-    if not chosen or ("train" not in chosen and len(chosen) < len(files)):
+    is_whole = ({"train", "test"} <= set(chosen) and set(own) <= set(chosen.values())) or len(chosen) == len(files)
+    if not chosen or not is_whole or len(set(chosen.values())) < len(chosen):
         if len(files) == 1:
             return {"file": files[0]}
         names = ", ".join(path.name for path in files) or f"none that ends in {', '.join(SUFFIXES)}"
         raise UsageError(
-            f"--data: no file of {folder} fits the task {task}: it holds {names}",
+            f"--data: it is not clear which files of {folder} the task {task} is to read: it holds {names}",
             hint="name the files: --data train=FILE --data test=FILE",
         )
     return chosen if "test" in chosen else {"file": chosen["train"]}

@@ -140,7 +140,7 @@ def _other(fields: Fields, answer: AnswerSpec, folder: Path) -> Row:
     if fields.has("file") and not fields.has("dataset"):
         file, skip = fields.text("file"), fields.regex("skip").pattern if fields.has("skip") else None
         fields.done()
-        return from_file(replace(_row(OTHER, "", OTHER, 1.0, answer), skip=skip), str(folder / file))
+        return from_file(replace(_row(OTHER, "", OTHER, 1.0, answer), skip=skip), str(folder / Path(file).expanduser()))
     row = read_row("hub", fields, answer, AS_IT_IS)
     return replace(row, name=OTHER, config=MappingProxyType({**row.config, "category": OTHER}))
 

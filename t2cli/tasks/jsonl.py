@@ -105,7 +105,7 @@ def _of_array(path: Path) -> Iterator[Record]:
 
 def _parsed(text: bytes, where: str) -> object:
     try:
-        return json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(text.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as error:
         raise _wrong(where, "is no UTF-8 text") from error
     except json.JSONDecodeError as error:
@@ -115,6 +115,15 @@ def _parsed(text: bytes, where: str) -> object:
         raise _wrong(where, "is nested too deeply") from error
     except ValueError as error:  # NaN, or a number of thousands of digits
         raise _wrong(where, f"is no valid JSON: {error}") from error
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object; ValueError for a key that is there twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.60} is there twice")
+    return found
 
 
 def _no_constant(name: str) -> NoReturn:

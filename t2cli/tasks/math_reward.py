@@ -21,7 +21,7 @@ from typing import IO
 
 from t2cli.errors import T2Error
 
-SECONDS = 5.0  # for one answer
+SECONDS = 8.0  # for one answer: more than the three steps of the worker may take
 STARTING = 60.0  # importing sympy on a busy machine
 MAX_CHARACTERS = 20_000
 
@@ -29,11 +29,12 @@ MAX_CHARACTERS = 20_000
 def math(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     r"""Tell whether the completion's last formula (`\boxed{}` before others) means the same as the LaTeX `answer`.
 
-    Raises T2Error if math-verify is not installed or cannot be started.
+    The question is the only one of `candidates`: what it asks to be calculated means the same as its answer, and is
+    none. Raises T2Error if math-verify is not installed or cannot be started.
     """
     if not completion.strip() or len(completion) > MAX_CHARACTERS:
         return False
-    return _judge.ask(answer, completion)
+    return _judge.ask(answer, completion, "\n".join(candidates))
 
 
 def check_installed() -> None:
@@ -53,14 +54,14 @@ class _Judge:
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def ask(self, answer: str, completion: str) -> bool:
+    def ask(self, answer: str, completion: str, question: str = "") -> bool:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
             assert self._process is not None
             assert self._process.stdin is not None
             try:
-                self._process.stdin.write(json.dumps([answer, completion]) + "\n")
+                self._process.stdin.write(json.dumps([answer, completion, question]) + "\n")
                 self._process.stdin.flush()
                 return self._lines.get(timeout=SECONDS) == "true\n"
             except (queue.Empty, OSError):  # it computes for ever, or ran out of memory

@@ -1,4 +1,4 @@
-"""The process behind t2cli.tasks.math_reward: a JSON line [answer, completion] in, "true" or "false" out."""
+"""The process behind t2cli.tasks.math_reward: a JSON line [answer, completion, question] in, "true" or "false" out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 MEMORY = 2 << 30  # bytes of address space
-SECONDS = 2  # math-verify's own limits; the other process waits longer than for both
+SECONDS = 2  # math-verify's own limit for each step: reading both formulas, comparing them
 
 
 def main() -> None:
@@ -28,16 +28,19 @@ def main() -> None:
     logging.disable()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        answer, completion = json.loads(line)
+        answer, completion, question = json.loads(line)
         try:
-            right = same(answer, completion)
+            right = same(answer, completion, question)
         except Exception:  # a parser met what it was not made for: any class, MemoryError and RecursionError too
             right = False
         print(json.dumps(right), file=answers, flush=True)
 
 
-def same(answer: str, completion: str) -> bool:
-    """Tell whether the completion's final formula means the same as the LaTeX `answer`."""
+def same(answer: str, completion: str, question: str = "") -> bool:
+    """Tell whether the completion's final formula means the same as the LaTeX `answer`, and is not only the question.
+
+    math-verify would calculate what the question asks for: "Compute $1+2+3$." would be an answer to itself.
+    """
     from math_verify import LatexExtractionConfig, parse, verify
 
     said = final(completion)
@@ -45,9 +48,25 @@ def same(answer: str, completion: str) -> bool:
         return False
     if plain(said) == plain(answer):  # also names, as in \text{Evelyn}
         return True
+    if is_calculation(plain(said), plain(answer), plain(question)):
+        return False
     gold = _gold(answer)
     target = parse(f"${said}$", [LatexExtractionConfig()], parsing_timeout=SECONDS)
     return bool(gold) and bool(verify(gold, target, timeout_seconds=SECONDS))
+
+
+_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})")
+_OPERATORS = re.compile(r"[+*!]|\\(?:times|cdot|div|[dt]?binom|sum|prod)(?![a-z])|\d-\d|\)\(|\)-|-\(")
+
+
+def is_calculation(said: str, answer: str, question: str) -> bool:
+    """Tell whether a formula is still to be worked out: a part of the question, or sums and products for a number.
+
+    All three are `plain`.
+    """
+    if _NUMBER.fullmatch(said):
+        return False
+    return said in question or (_NUMBER.fullmatch(answer) is not None and _OPERATORS.search(said) is not None)
 
 
 @functools.lru_cache(maxsize=4096)

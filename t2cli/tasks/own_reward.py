@@ -79,12 +79,14 @@ class OwnReward:
         """Return the reward in [-1, 1]: 1 or -1 for a truth value. Raises T2Error for what the function does wrong."""
         try:
             value = self.function(answer, completion)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise T2Error(
                 f"the reward {self.name} failed with {type(error).__name__}: {error}",
                 hint=f"it was asked about the answer {answer!r:.40} and {completion!r:.40}; T2_DEBUG=1 shows where",
             ) from error
-        if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):  # numpy's is no bool
+        if str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):  # numpy's and torch's truth values are no bool
+            value = bool(value)
+        if isinstance(value, bool):
             return 1.0 if value else -1.0
         try:
             number = float(value)  # type: ignore[arg-type]
@@ -119,6 +121,11 @@ def _imported(name: str, folder: Path) -> ModuleType:
                 hint="run t2 where the module is, or give the path of its file: FILE.py:FUNCTION",
             ) from error
         raise T2Error(f"--reward: {name} needs the module {error.name}", hint="install it") from error
+    except SystemExit as error:
+        raise T2Error(
+            f"--reward: {name} ends Python when it is imported",
+            hint="put what it does as a script under `if __name__ == '__main__':`",
+        ) from error
     except Exception as error:
         raise T2Error(
             f"--reward: importing {name} failed with {type(error).__name__}: {error}", hint="T2_DEBUG=1 shows where"

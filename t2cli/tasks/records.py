@@ -9,6 +9,7 @@ file without splits is divided by the hash as made questions are.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -27,10 +28,9 @@ from t2cli.tasks.verify import extract_number, plain_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from t2cli.tasks.spec import Row, TaskSpec
+    from t2cli.tasks.spec import AnswerSpec, Row, TaskSpec
 
 MAX_TEXT = 100_000  # characters of a question or an answer
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_ -]*")
 
 Locate = Callable[["Row"], Located]
 
@@ -120,6 +120,10 @@ def _table(row: Row, located: Located) -> _Table:
                     table.items[item.split or split_of(item.question)].append(item)
     if not any(table.items.values()):
         raise CorruptArtifactError(f"the files of {row.name} hold no questions", hint="check the files")
+    if row.record.split is not None and not table.items["validation"]:  # the template names none for validation
+        carved = [item for item in table.items["train"] if split_of(item.question) == "validation"]
+        table.items["validation"] = [item._replace(split="validation") for item in carved]
+        table.items["train"] = [item for item in table.items["train"] if split_of(item.question) != "validation"]
     return table
 
 
@@ -141,7 +145,7 @@ def _is_new(item: Item, where: str, split: str, seen: dict[int, tuple[str, str]]
     if answer != item.answer:
         raise CorruptArtifactError(
             f"{where}: the question of {first} again, with the answer {item.answer!r:.60} instead of {answer!r:.60}",
-            hint="keep the right one of the two",
+            hint="keep the right one of the two; where they differ in another field, name that in `record.question`",
         )
     return False
 
@@ -152,8 +156,9 @@ def _item(row: Row, record: Record, split: str, *, carve: bool) -> Item | None:
     `carve` says that validation is a part of the train file.
     """
     spec = row.record
-    question, answer = _text(spec.question, "question", record), _text(spec.answer, "answer", record)
-    if problem := answer_problem(row.answer.kind, answer):
+    question = _text(spec.question, "question", record)
+    answer = _text(spec.answer, "answer", record, structured=row.answer.kind == "tests")
+    if problem := answer_problem(row.answer.kind, answer) or _not_offered(row.answer, question, answer):
         raise CorruptArtifactError(f"{record.where}: {problem}", hint="correct the record, or the task's `record`")
     if spec.split is not None:
         named = fill(spec.split, record.values, record.where).strip()
@@ -169,9 +174,24 @@ def _item(row: Row, record: Record, split: str, *, carve: bool) -> Item | None:
     return Item(question, answer, split or split_of(question), record.values)
 
 
-def _text(template: str, key: str, record: Record) -> str:
-    """Return what a field's name or a template makes of a record: text that is not empty."""
-    if not _FIELD.fullmatch(template):
+def _not_offered(spec: AnswerSpec, question: str, answer: str) -> str:
+    """Return what keeps an answer from being one of those that its question offers, where a task says which."""
+    if spec.kind not in ("word", "term"):
+        return ""
+    offered = spec.offered(question)
+    known = {each.lower() for each in offered} if spec.kind == "term" else set(offered)
+    if (answer.lower() if spec.kind == "term" else answer) in known:
+        return ""
+    where = "`terms`" if spec.kind == "term" else "what `candidates` finds in the question"
+    return f"the answer {answer!r:.60} is none of {where}: {', '.join(map(repr, offered[:8])) or 'nothing'}"
+
+
+def _text(template: str, key: str, record: Record, *, structured: bool = False) -> str:
+    """Return what a field's name or a template makes of a record: text that is not empty.
+
+    `structured`: an object is text, too, as JSON.
+    """
+    if "{" in template:
         text = fill(template, record.values, record.where)
     elif template not in record.values:
         raise CorruptArtifactError(
@@ -180,6 +200,8 @@ def _text(template: str, key: str, record: Record) -> str:
         )
     else:
         value = record.values[template]
+        if structured and isinstance(value, dict):
+            value = json.dumps(value)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise CorruptArtifactError(
                 f"{record.where}: {template!r} must be text or a number to be the {key}, not {type(value).__name__}",

@@ -1,10 +1,11 @@
 """Runs a Python program that nobody should trust, and talks to it line by line.
 
 With bubblewrap a program has namespaces of its own: no network, no processes but itself, and of the file system only
-the Python interpreter, system libraries (read-only) and an empty /tmp of limited size; no environment, no /proc, no
-capabilities, no system calls that would make processes, or memory that no limit counts (t2cli.tasks.seccomp). It
-cannot write anywhere else, and everything in its namespaces dies with it. Its CPU time, memory, files and threads
-are limited by the kernel, its wall-clock time and the length of its lines by this module.
+the Python interpreter and system libraries; no environment, no /proc, no capabilities, no system calls that would make
+processes, or memory that no limit counts (t2cli.tasks.seccomp). It cannot write anywhere: a file system in memory has a
+limit on its blocks, but its names, links and inodes are memory of the kernel that no limit counts. Everything in its
+namespaces dies with it. Its CPU time, memory, files and threads are limited by the kernel, its wall-clock time and the
+length of its lines by this module.
 
 What this does not protect from: a hole in the kernel itself, and on machines that t2cli.tasks.seccomp does not know,
 memory that is counted by no limit. Without bubblewrap (`unsafe`) there are only the limits: such a program can read
@@ -42,7 +43,7 @@ class Limits:
     cpu_seconds: int = 5  # of all its threads
     wall_seconds: float = 15.0  # from its start to its last line
     memory: int = 512 * MEBIBYTE  # address space
-    disk: int = 16 * MEBIBYTE  # of /tmp
+    disk: int = 16 * MEBIBYTE  # of a file, where there is no sandbox
     files: int = 32  # open at a time
     processes: int = 64  # with threads
     line: int = MEBIBYTE  # the longest line it may send
@@ -132,15 +133,15 @@ def _file_system() -> tuple[str, ...]:
     return tuple(arguments)
 
 
-def _bubblewrap(limits: Limits, seccomp: int | None) -> list[str]:
+def _bubblewrap(seccomp: int | None) -> list[str]:
     """Return the command that precedes a program; `seccomp` is the descriptor its filter is read from."""
     return [
         *(shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"),
         *("--clearenv", "--setenv", "PYTHONHASHSEED", "0", "--cap-drop", "ALL"),
         *("--uid", "65534", "--gid", "65534", "--hostname", "sandbox"),
         *_file_system(),
-        # Last, so that nothing but /tmp can be written: the root is a file system in memory without a limit.
-        *("--size", str(limits.disk), "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"),  # noqa: S108
+        # Last, so that nothing can be written: the root is a file system in memory without a limit.
+        *("--dir", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"),  # noqa: S108
         *(() if seccomp is None else ("--seccomp", str(seccomp))),
         "--",
     ]
@@ -166,7 +167,7 @@ class Program:
             folder = self._stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         else:
             folder = None
-            command = _bubblewrap(limits, filters[0] if filters else None) + command
+            command = _bubblewrap(filters[0] if filters else None) + command
         try:
             self._process = subprocess.Popen(
                 command,

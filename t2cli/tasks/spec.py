@@ -31,7 +31,8 @@ Questions may also be read from files, JSONL or a JSON array of objects. Then th
       record:                       # names of fields, or Jinja templates over the record's fields
         question: "{{ title }}: {{ problem }}"    # default: the field `question`
         answer: "{{ solution.split('####') | last }}"    # default: the field `answer`
-        split: "{{ 'test' if id < 100 else 'train' }}"   # only where one file holds several; empty: left out
+        # Only where one file holds several. Empty: left out. Without validation, it is a part of train.
+        split: "{{ 'test' if id < 100 else 'train' }}"
 
 or, for a data set on the Hugging Face Hub (`file`, `train` and so on are then names of its splits),
 
@@ -82,9 +83,11 @@ class AnswerSpec:
     terms: tuple[str, ...] = ()
 
     def offered(self, question: str) -> list[str]:
-        """Return the answers that `question` offers, in its order; empty where the kind needs none."""
+        """Return the answers that `question` offers, in its order, for `math` the question; empty where none matter."""
         if self.terms:
             return list(self.terms)
+        if self.kind == "math":
+            return [question]  # its own formulas mean the same as the answer, and are none
         return re.findall(self.candidates, question) if self.candidates else []
 
 
@@ -130,11 +133,13 @@ class TaskSpec:
         """
         import yaml
 
+        from t2cli.tasks.plain_yaml import read_plain
+
         if len(text.encode()) > MAX_BYTES:
             raise CorruptArtifactError(f"{where} is larger than {MAX_BYTES} bytes", hint="is it a task file?")
         try:
-            loaded = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
+            loaded = read_plain(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
             reason = " ".join(str(error).split())
             raise CorruptArtifactError(f"{where} is no valid YAML: {reason}", hint="fix the file") from error
         fields = Fields(loaded, where)
@@ -162,7 +167,7 @@ class TaskSpec:
             system=system,
             max_new_tokens=fields.count("max_new_tokens"),
             folder=folder,
-            stop=fields.regex("stop").pattern if fields.has("stop") else None,
+            stop=_stop(fields) if fields.has("stop") else None,
         )
         fields.done()
         source.done()
@@ -177,6 +182,13 @@ class TaskSpec:
             if row.name == name:
                 return row
         raise ValueError(f"the task {self.name} has no row named {name!r}")
+
+
+def _stop(fields: Fields) -> str:
+    pattern = fields.regex("stop")
+    if pattern.search("") is not None:
+        raise fields.wrong("stop", "matches the empty text, so that every answer would end at once", "make it match")
+    return pattern.pattern
 
 
 def _answer(fields: Fields) -> AnswerSpec:

@@ -16,19 +16,20 @@ fails. Without the sandbox (`unsafe`) both programs are ordinary processes of on
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
-import re
-import textwrap
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import NamedTuple
 
 from t2cli.errors import CorruptArtifactError, T2Error
+from t2cli.tasks.code_text import extract_code
 from t2cli.tasks.sandbox import MEBIBYTE, Limits, Program, SandboxClosed, require_sandbox
 
 PROGRAMS = Path(__file__).parent / "sandboxed"
@@ -68,6 +69,9 @@ class Suite:
             return cls(answer)
         try:
             fields = json.loads(answer)
+            known = [each.name for each in dataclass_fields(cls)]
+            if unknown := [key for key in fields if key not in known]:
+                raise ValueError(f"there is no key {unknown[0]!r}")
             texts = {key: "\n".join(text) if isinstance(text, list) else text for key, text in fields.items()}
             if not all(isinstance(text, str) for text in texts.values()):
                 raise TypeError("every value must be text")
@@ -85,73 +89,14 @@ def suite_problem(answer: str) -> str:
         suite = Suite.parse(answer)
     except CorruptArtifactError as error:
         return error.message
-    return "" if suite.tests.strip() else "the answer holds no unit tests"
-
-
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
-_CODE_BEGINS = re.compile(r"^(?:def|class|import|from|async def|@)\b|^@", re.MULTILINE)
-_CODE_LINE = re.compile(r"\s|$|def\b|class\b|import\b|from\b|async def\b|[@)\]}#]|\w+\s*=[^=]")
-
-
-def extract_code(completion: str, suite: Suite) -> str:
-    """Return the code of a completion, or nothing when it holds none.
-
-    It is the first fenced block that defines the entry (or anything, where the suite names none), else
-    what looks like code without a fence: from the first definition or import to the first line that is
-    prose. Where the suite has a prefix, code that does not define the entry goes on with it: a block that lost the
-    indentation of a function's body is indented, anything else ends at the first line that is not indented.
-    """
-    entry = rf"{re.escape(suite.entry)}\b" if suite.entry else ""
-    defines = re.compile(rf"^\s*(?:async\s+)?def\s+{entry}", re.MULTILINE)
-    blocks = [textwrap.dedent(body) for language, body in _FENCE.findall(completion)]
-    chosen = next((block for block in blocks if defines.search(block)), blocks[0] if blocks else None)
-    if chosen is not None and (not suite.prefix or defines.search(chosen)):
-        return f"{suite.prefix}\n{chosen}" if suite.prefix else chosen
-    text = completion if chosen is None else chosen
-    if suite.prefix and not defines.search(text):
-        is_body = chosen is not None and _is_body(chosen)
-        return suite.prefix + (textwrap.indent(text, "    ") if is_body else _continuation(text))
-    if (begins := _CODE_BEGINS.search(text)) is None:
-        return ""
-    lines = []
-    for line in text[begins.start() :].splitlines():
-        if not _CODE_LINE.match(line):
-            break
-        lines.append(line)
-    return "\n".join([suite.prefix, *lines]) if suite.prefix else "\n".join(lines)
-
-
-_OPENS = re.compile(r"[:,(\[{\\]\s*(?:#.*)?$")
-
-
-def _is_body(block: str) -> bool:
-    """Tell whether a block is a function's body that lost its indentation, and not only that of its first line."""
-    lines = [line for line in block.splitlines() if line.strip()]
-    depths = [len(line) - len(line.lstrip()) for line in lines]
-    if not lines or depths[0] > 0:
-        return False
-    if len(lines) == 1 or depths[1] == 0:
-        return True
-    # What is indented below an open line may still be the rest of a body, where a later line goes back half-way.
-    is_cut = lines[0].rstrip().endswith(":") and any(0 < depth < depths[1] for depth in depths)
-    return _OPENS.search(lines[0]) is not None and not is_cut
-
-
-def _continuation(text: str) -> str:
-    """Return the indented lines that `text` begins with; its first line may have lost its indentation."""
-    lines = text.rstrip().strip("\n").splitlines()
-    if lines and not lines[0].startswith((" ", "\t")):
-        rest = [line for line in lines[1:] if line.strip()]
-        if rest and not any(line.startswith((" ", "\t")) for line in rest):
-            lines = [f"    {line}" for line in lines]
-        elif lines[0]:
-            lines[0] = f"    {lines[0]}"
-    kept = []
-    for line in lines:
-        if line.strip() and not line.startswith((" ", "\t")):
-            break
-        kept.append(line)
-    return "\n".join(kept) + "\n"
+    if not suite.tests.strip():
+        return "the answer holds no unit tests"
+    for name in ("setup", "tests", "reference"):
+        try:
+            ast.parse(getattr(suite, name))
+        except (SyntaxError, ValueError, RecursionError) as error:
+            return f"the {name} of the answer are no Python: {error!s:.100}"
+    return ""
 
 
 def judge(

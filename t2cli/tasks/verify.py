@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from t2cli.tasks.math_reward import math
 
@@ -28,13 +28,15 @@ class Reward(Protocol):
 
 # Hyphen, minus and their wide and small forms. The en dash serves as a minus too; the em dash never does.
 _MINUS = re.compile("[\u2212\u2012\u2013\ufe63\uff0d]")
-# LaTeX: 1{,}234 and 1\,234, and \frac{3}{4} in all its sizes.
-_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,|\u202f|\u2009)(?=\d)")
-_LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
-# Digits inside a name (x2, H2O) or a unit's exponent (m^2, \text{cm}^{2}) are no numbers. 300 digits are more than any
+# LaTeX: 1{,}234 and 1\,234, and \frac{3}{4} or \frac34 in all its sizes, after a whole number as in 2\frac{1}{2}.
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,|\u202f|\u2009|\u00a0)(?=\d)")
+_LATEX_FRACTION = re.compile(
+    r"(?:(\d)\s{0,3})?\\[dtc]?frac\s*(?:\{\s*(-?)\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|([0-9])\s*([0-9]))"
+)
+# Digits inside a name (x2, H2O) or a unit's exponent (m^2, \text{cm}^{-2}) are no numbers. 300 digits are more than any
 # answer has, and keep Python's limit on converting long integers out of reach.
 _NUMBER = re.compile(
-    r"""(?<![A-Za-z0-9]) (?<![A-Za-z}]\^) (?<![A-Za-z}]\^\{)
+    r"""(?<![A-Za-z0-9]) (?<![A-Za-z}]\^) (?<![A-Za-z}]\^\{) (?<![A-Za-z}]\^-) (?<![A-Za-z}]\^\{-)
     (?P<body>
         [1-9][0-9]{0,2} (?:,[0-9]{3})+ (?!,?[0-9]) (?:\.[0-9]+)?    # 1,234,567.89
       | [0-9]+ (?:\.[0-9]+)? (?: [eE][+-]?[0-9]{1,2} (?![A-Za-z0-9]) )?    # 42, 3.14, 1e5
@@ -47,26 +49,30 @@ _WHOLE = re.compile(r"(?<![\w.,/^])([0-9]{1,9})[ ]$")  # of a mixed number: 2 1/
 _LONGEST = 300
 # What may stand between a sign and its digits: a currency sign, for LaTeX with its backslash.
 _CURRENCY = re.compile(r"\\?[$€£¥]\s?$")
-_NEGATIVE_AFTER_EQUALS = re.compile(r"=\s*-\s*$")
+_NEGATIVE_AFTER_EQUALS = re.compile(r"[={]\s*-\s*$")  # or after a brace: \boxed{ - 8 }
+_NEGATIVE_WORD = re.compile(  # not in 10 minus 8, or x minus 8
+    r"\b(?:negative|(?<![\d)\]}%]\s)(?<!\b[a-z]\s)minus)\s+$", re.IGNORECASE
+)
 _OPERATOR = re.compile(r"(?:[A-Za-z0-9)\]}%-]|[0-9][ \t]+)-$")
 
 
-def extract_number(text: str) -> Fraction | None:
+def extract_number(text: str, *, unreduced: bool = False) -> Fraction | None:
     r"""Return the last number of `text`, exactly, or None when it has none.
 
     Read: integers, decimals (also `.5`), `1e5`, thousands separated by commas (also LaTeX's `{,}` and
     `\,`), fractions `3/4` and `\frac{3}{4}` in lowest terms, and mixed numbers `2 1/2`. An unreduced
     fraction (`12/4`) is a calculation and not yet an answer, so only its last number counts; otherwise
-    repeating the question would be rewarded. Units, currencies, `%`, Markdown, `\boxed{}` and final
-    punctuation are passed over. Digits directly after a letter (`x2`) and a unit's exponent (`m^2`) are
-    part of a name, not numbers.
+    repeating the question would be rewarded; `unreduced` reads it, for what is known to be an answer.
+    Units, currencies, `%`, Markdown, `\boxed{}` and final punctuation are passed over. Digits directly
+    after a letter (`x2`) and a unit's exponent (`m^2`) are part of a name, not numbers.
 
-    A minus (`-`, U+2212, an en dash) is a sign when it touches its number, or follows `=`, and no
+    A minus (`-`, U+2212, an en dash) is a sign when it touches its number, or follows `=` or `{`, and no
     number, letter or closing bracket stands before it: `17-25` and `17 -25` end in 25, `= -8` in -8,
-    and the bullet `- 8` in 8. Of dates, times and lists the last number counts.
+    and the bullet `- 8` in 8. So are the words "negative", and "minus" where no number stands before it.
+    Of dates, times and lists the last number counts.
     """
     text = _LATEX_COMMA.sub(",", _MINUS.sub("-", text))
-    text = _LATEX_FRACTION.sub(r"\1/\2", text)
+    text = _LATEX_FRACTION.sub(_plain_fraction, text)
     numbers = list(_NUMBER.finditer(text))
     if not numbers or len(numbers[-1]["body"]) > _LONGEST:
         return None
@@ -74,24 +80,32 @@ def extract_number(text: str) -> Fraction | None:
     start, value = last.start(), Fraction(last["body"].replace(",", ""))
     for fraction in _FRACTION.finditer(text):
         over, under = int(fraction["over"]), int(fraction["under"])
-        if fraction.end() == last.end() and under > 1 and Fraction(over, under).denominator == under:
+        if fraction.end() != last.end() or under == 0:
+            continue
+        if unreduced or (under > 1 and Fraction(over, under).denominator == under):
             start, value = fraction.start(), Fraction(over, under)
             if over < under and (whole := _WHOLE.search(text, max(0, start - 16), start)):
                 start, value = whole.start(), value + int(whole[1])
     return -value if _is_negative(text[max(0, start - 64) : start]) else value
 
 
+def _plain_fraction(found: re.Match[str]) -> str:
+    r"""Return a LaTeX fraction as `3/4`, set off from the whole number of a mixed one: `2 1/2` for `2\frac{1}{2}`."""
+    whole, sign, over, under, digit, other = found.groups(default="")
+    return f"{whole}{' ' if whole else ''}{sign}{over or digit}/{under or other}"
+
+
 def _is_negative(before: str) -> bool:
     """Tell whether the text `before` a number ends in a minus that is a sign and not an operator."""
     before = _CURRENCY.sub("", before)
-    if _NEGATIVE_AFTER_EQUALS.search(before):
+    if _NEGATIVE_AFTER_EQUALS.search(before) or _NEGATIVE_WORD.search(before):
         return True
     return before.endswith("-") and not _OPERATOR.search(before)
 
 
 def number(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     """Tell whether the last number of the completion equals the answer exactly (see `extract_number`)."""
-    expected = extract_number(answer)
+    expected = extract_number(answer, unreduced=True)
     if expected is None:
         raise ValueError(f"the right answer {answer!r} holds no number")
     return extract_number(completion) == expected
@@ -125,39 +139,61 @@ def yesno(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     return found is not None and found[1].casefold() == answer.strip().casefold()
 
 
-def _choice_patterns(one: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Return the patterns of a label that is stated, alone, or set off; `one` are the characters of a label."""
-    lead = r"(?i:\b(?:answer|option|choice))\s*(?i:is\b)?\s*:?\s*(?:\\boxed\{|[*_(\[\"'$])*"
-    stated = rf"{lead}([{one}])(?![\w'\u2019]|[.,]\d)"
-    alone = rf"[\s*_(\[\"']*([{one}{one.lower()}])[\s*_)\]\"'.:,!]*"
+class _Choices(NamedTuple):
+    """Patterns of a label: stated as the answer, stated as a choice, alone, or set off."""
+
+    answers: re.Pattern[str]
+    options: re.Pattern[str]
+    alone: re.Pattern[str]
+    marked: re.Pattern[str]
+
+
+def _choice_patterns(one: str) -> _Choices:
+    """Return the patterns; `one` are the characters of a label. Each has the label in one of its groups."""
+    # A small letter is one too, but for the article: "answer: b", "(a)". Nor is "A plant" a choice, or one of "A or B".
+    small = one.lower().replace("a", "")
+    label = rf"(?:([{one}{small}])|(?<=\()(a)(?=\)))(?![\w'\u2019]|[.,]\d)"
+    label += rf"(?!(?<=A)[ \t]+(?!(?:because|since|as|is|for|but|so)\b)[a-z])(?!\s*(?:,|/|&|or\b|and\b)\s*\(?[{one}]\b)"
+
+    def stated(as_what: str) -> str:
+        gap = r"[*_]{0,3}\s{0,3}"  # bounded: where several could share a long run of spaces, time would be its cube
+        return rf"(?i:\b(?:{as_what})){gap}(?i:is\b)?\s{{0,3}}:?{gap}(?:\\boxed\{{|[*_(\[\"'`$]){{0,6}}{label}"
+
+    alone = rf"[\s*_(\[\"'`]*([{one}{one.lower()}])[\s*_)\]\"'`.:,!]*"
     marked = rf"""\(([{one}])\) | (?<!\w)([{one}])\) | \*\*([{one}])\*\* | \\boxed\{{([{one}])\}}
     | ^\s*[*_\["']*([{one}])[*_"']*(?:[\].:,](?!\d)|\s*$)    # B. Paris"""
-    return re.compile(stated), re.compile(alone), re.compile(marked, re.VERBOSE | re.MULTILINE)
+    return _Choices(
+        re.compile(stated("answer")),
+        re.compile(stated("option|choice")),
+        re.compile(alone),
+        re.compile(marked, re.VERBOSE | re.MULTILINE),
+    )
 
 
-_LETTERS, _LABELS = _choice_patterns("A-E"), _choice_patterns("A-E1-5")
+_LETTERS, _LABELS = _choice_patterns("ABCDE"), _choice_patterns("ABCDE12345")
 
 
 def choice(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     """Tell whether the completion chooses the letter (A to E) that is the answer.
 
     The choice is the first of these that is there: the letter that is the whole completion ("b.");
-    the last letter stated as such ("The answer is B", "Option (B)"); the only letter set off as "(B)",
-    "B)", "**B**", `\\boxed{B}`, or at the start of a line as "B." or alone. A completion that sets
-    off two different letters, or none, is wrong. The article "A" is no choice.
+    the last letter stated as the answer ("The answer is B"); the last one named as a choice ("Option (B)");
+    the only letter set off as "(B)", "B)", "**B**", `\\boxed{B}`, or at the start of a line as "B." or alone.
+    A completion that sets off two different letters, or none, is wrong, and so is "A or B". The article
+    "A" is no choice.
 
     Where the answer is a digit, 1 to 5, the question's choices are numbered: then "2" chooses as "B"
     does. Elsewhere a digit chooses nothing: "The answer is 3." may name what choice B says.
     """
     wanted = answer.strip(" ().").upper()
-    stated_as, alone_as, marked_as = _LABELS if wanted.isdigit() else _LETTERS
+    patterns = _LABELS if wanted.isdigit() else _LETTERS
     chosen: str | None = None
-    if alone := alone_as.fullmatch(completion):
+    if alone := patterns.alone.fullmatch(completion):
         chosen = alone[1].upper()
-    elif stated := stated_as.findall(completion):
-        chosen = stated[-1]
+    elif stated := patterns.answers.findall(completion) or patterns.options.findall(completion):
+        chosen = "".join(stated[-1]).upper()
     else:
-        marked = {_letter("".join(groups)) for groups in marked_as.findall(completion)}
+        marked = {_letter("".join(groups)) for groups in patterns.marked.findall(completion)}
         chosen = marked.pop() if len(marked) == 1 else None
     return chosen is not None and _letter(chosen) == _letter(wanted)
 

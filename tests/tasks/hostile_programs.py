@@ -84,6 +84,13 @@ def double(x):
             written += file.write(b"x" * 10**6)
     return 2 * x
 """,
+    "fills the kernel's memory with links": """
+import os
+def double(x):
+    for i in range(10**6):
+        os.symlink("a", f"/tmp/{i}")
+    return 2 * x
+""",
     "fills memory by /dev/shm": "def double(x):\n    open('/dev/shm/x', 'wb').write(b'x')\n    return 2 * x",
     "huge file": """
 import os
@@ -278,7 +285,7 @@ def double(x):
     "reads the tests from memory": """
 import gc
 def double(x):
-    needle = "assert" + " double"
+    needle = " ".join(["assert", "double"])  # not a constant of its own, which it would find
     for each in gc.get_objects():
         values = each.values() if type(each) is dict else each if type(each) in (list, tuple) else ()
         if any(isinstance(value, str) and needle in value for value in values):

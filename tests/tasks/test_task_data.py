@@ -32,6 +32,9 @@ def files(folder: Path, *names: str) -> list[str]:
             {"train": "ARC-Easy-Train.jsonl", "test": "ARC-Easy-Dev.jsonl"},
         ),
         (["ARC-Easy-Train.jsonl", "ARC-Challenge-Dev.jsonl"], "arc-challenge", {"test": "ARC-Challenge-Dev.jsonl"}),
+        (["ARC-Easy-Train.jsonl", "ARC-Challenge-Dev.jsonl"], "arc-easy", {"file": "ARC-Easy-Train.jsonl"}),
+        (["gsm8k_train.jsonl", "test.jsonl"], "gsm8k", {"train": "gsm8k_train.jsonl", "test": "test.jsonl"}),
+        (["train.jsonl", "testing.jsonl"], "own", {"train": "train.jsonl", "test": "testing.jsonl"}),
         (["test.jsonl"], "own", {"test": "test.jsonl"}),
         (["validation.jsonl"], "own", {"test": "validation.jsonl"}),
         (["dev.jsonl", "test.jsonl"], "own", {"validation": "dev.jsonl", "test": "test.jsonl"}),
@@ -54,12 +57,15 @@ def test_the_files_of_a_folder_are_found(names: list[str], task: str, chosen: di
         (["test=gone.jsonl"], NotFoundError, "there is no gone.jsonl"),
         (["train=a.jsonl"], UsageError, "needs train=FILE and test=FILE"),
         (["validation=a.jsonl"], UsageError, "needs train=FILE and test=FILE"),
-        (["mixed"], UsageError, "no file of .* fits the task own: it holds a.jsonl, test.jsonl"),
+        (["mixed"], UsageError, "not clear which files of .* the task own is to read: it holds a.jsonl, test.jsonl"),
         (["a.jsonl", "b.jsonl"], UsageError, "file is given twice"),
         (["train=a.jsonl", "train=b.jsonl"], UsageError, "train is given twice"),
         (["a.jsonl", "test=b.jsonl"], UsageError, "stands alone"),
         (["train=.", "test=b.jsonl"], UsageError, "that is no file"),
-        (["."], UsageError, "no file of .* fits the task own: it holds a.jsonl, b.jsonl"),
+        (["."], UsageError, "not clear which files of .* the task own is to read: it holds a.jsonl, b.jsonl"),
+        (["lone"], UsageError, "it holds eval.jsonl, train.jsonl"),
+        (["both"], UsageError, "it holds own.jsonl, test.jsonl, train.jsonl"),
+        (["same"], UsageError, "it holds other.jsonl, train_test_split.jsonl"),
         (["empty"], UsageError, "it holds none that ends in"),
         (["twice"], UsageError, "2 files of .* could be train: train-1.jsonl, train-2.jsonl"),
     ],
@@ -69,8 +75,11 @@ def test_data_that_do_not_go_together_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     files(tmp_path, "a.jsonl", "b.jsonl")
-    for name in ("empty", "twice", "mixed"):
+    for name in ("empty", "twice", "mixed", "lone", "both", "same"):
         (tmp_path / name).mkdir()
+    files(tmp_path / "lone", "train.jsonl", "eval.jsonl")
+    files(tmp_path / "both", "own.jsonl", "train.jsonl", "test.jsonl")
+    files(tmp_path / "same", "train_test_split.jsonl", "other.jsonl")
     files(tmp_path / "mixed", "a.jsonl", "test.jsonl")
     files(tmp_path / "twice", "train-1.jsonl", "train-2.jsonl")
     with pytest.raises(kind, match=said) as error:

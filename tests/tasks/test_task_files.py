@@ -115,6 +115,56 @@ def test_templates_make_question_answer_split_and_prompt(own: Callable[..., Spec
     assert task.reward(example, "4036") == 1.0
 
 
+def test_a_template_that_names_no_validation_leaves_a_part_of_train_for_it(own: Callable[..., SpecTask]) -> None:
+    records = [{**record, "id": i} for i, record in enumerate(SUMS)]
+    split = "record: {split: \"{{ 'test' if id < 100 else 'train' }}\"}"
+    task = own(f"{{kind: jsonl, file: q.jsonl, {split}}}", q=lines(records))
+    found = {split: questions(task, split) for split in SPLITS}
+    assert found["test"] == {str(record["question"]) for record in SUMS[:100]}
+    assert found["validation"]
+    assert {split_of(text) for text in found["validation"]} == {"validation"}
+    assert not found["train"] & found["validation"]
+    assert found["train"] | found["validation"] <= {str(record["question"]) for record in SUMS[100:]}
+
+
+def test_the_name_of_a_field_may_hold_anything(own: Callable[..., SpecTask]) -> None:
+    records = [{"sol.final": record["answer"], "réponse": 7, "question": record["question"]} for record in SUMS]
+    for name, wanted in (("sol.final", None), ("réponse", "7")):
+        task = own(f"{{kind: jsonl, file: q.jsonl, record: {{answer: {name}}}}}", q=lines(records))
+        for example in task.examples("test", 3, 0):
+            a, b = (int(word.strip("?")) for word in example.question.split()[2::2])
+            assert example.answer == (wanted or str(a + b))
+    with pytest.raises(CorruptArtifactError, match=r"there is no field 'sol\.other' for the answer"):
+        own("{kind: jsonl, file: q.jsonl, record: {answer: sol.other}}", q=lines(records)).examples("test", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "record", "said"),
+    [
+        ("{kind: word, candidates: 'name (\\w+)'}", {"question": "name Ann or name Bob?", "answer": "Bob"}, ""),
+        ("{kind: word, candidates: 'nom (\\w+)'}", {"question": "name Ann?", "answer": "Ann"}, "none of what `candid"),
+        ("{kind: term, terms: [north, south]}", {"question": "Where?", "answer": "North"}, ""),
+        ("{kind: term, terms: [north, south]}", {"question": "Where?", "answer": "noth"}, "none of `terms`: 'north'"),
+    ],
+)
+def test_an_answer_that_a_question_does_not_offer_is_told(
+    answer: str, record: dict[str, object], said: str, own: Callable[..., SpecTask]
+) -> None:
+    task = own(head=HEAD.replace("{kind: number}", answer), q=lines([record]))
+    if said:
+        with pytest.raises(CorruptArtifactError, match=said) as error:
+            task.examples("train", 1, 0, fewer=True)
+        assert error.value.message.startswith("q.jsonl, line 1: ")
+    else:
+        assert len([each for split in SPLITS for each in _all(task, split)]) == 1
+
+
+def _all(task: SpecTask, split: str) -> set[str]:
+    with contextlib.suppress(T2Error):
+        return questions(task, split)
+    return set()
+
+
 def test_fewer_questions_than_asked_for_are_an_error_or_all_there_are(own: Callable[..., SpecTask]) -> None:
     task = own(q=lines(SUMS))
     held = questions(task, "test")
@@ -151,6 +201,10 @@ GOOD = b'{"question": "What is 1 + 1?", "answer": 2}\n'
         (GOOD + b'{"question": "q", "answer": -Infinity}', r"line 2 is no valid JSON: -Infinity"),
         (GOOD + b'{"question": "q", "answer": ' + b"1" * 5000 + b"}", "line 2 is no valid JSON"),
         (GOOD + b'{"question": "q", "answer": 1e999}', r"line 2: the answer 'inf' holds no number"),
+        (
+            GOOD + b'{"question": "q", "answer": 1, "answer": 2}',
+            r"line 2 is no valid JSON: the key 'answer' is there twice",
+        ),
         (GOOD + b"\xff\xfe\n", r"line 2 is no UTF-8 text"),
         (GOOD + b"[" * 60_000 + b"\n", r"line 2 (is nested too deeply|is no valid JSON)"),
         (GOOD + b'{"question": "' + b"x" * (1 << 20) + b'"}', r"line 2: longer than 1048576 bytes"),

@@ -101,6 +101,30 @@ class TestWithMathVerify:
     def test_anything_else_is_wrong(self, answer: str, completion: str) -> None:
         assert not math_reward.math(answer, completion)
 
+    @pytest.mark.parametrize(
+        ("question", "answer"),
+        [
+            (r"Compute $\dbinom{8}{4}$.", "70"),
+            ("Evaluate $(1+2i)6-3i$.", "6+9i"),
+            (r"Simplify $\sqrt{180}$.", r"6\sqrt{5}"),
+            ("Expand $(x+2)(x-3)$.", "x^2-x-6"),
+            ("Factor $x^2-1$.", "(x-1)(x+1)"),
+            (r"What is $\frac{6}{4}$ in lowest terms times $\frac{1}{3} + 1$?", "2"),
+        ],
+    )
+    def test_the_question_is_no_answer_to_itself(self, question: str, answer: str) -> None:
+        formula = question.split("$")[-2]
+        for completion in (question, f"${formula}$", rf"\boxed{{{formula}}}", rf"\boxed{{\left({formula}\right)}}"):
+            if completion != rf"\boxed{{\left({formula}\right)}}" or answer.isdigit():
+                assert not math_reward.math(answer, completion, [question]), completion
+        assert math_reward.math(answer, rf"It is $\boxed{{{answer}}}$.", [question])
+
+    def test_a_number_must_be_worked_out_and_not_otherwise_written(self) -> None:
+        for calculation in ("1+2+3+4", r"2 \cdot 5", "20-10", r"\binom{5}{2}", "(5)(2)", "5 * 2"):
+            assert not math_reward.math("10", rf"\boxed{{{calculation}}}", ["How many?"]), calculation
+        for number in ("10", "10.0", r"\frac{20}{2}", r"10\text{ cm}", r"10^\circ"):
+            assert math_reward.math("10", rf"\boxed{{{number}}}", ["Of 10 birds, how many?"]), number
+
     HOSTILE = (
         "$9^{9^{9^{9}}}$",
         "$2^{1000000000000}$",

@@ -31,7 +31,12 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 @pytest.mark.parametrize(
     ("returned", "value"),
-    [("True", 1.0), ("False", -1.0), ("0.25", 0.25), ("0", 0.0), ("-1", -1.0), ("__import__('numpy').bool_(0)", -1.0)],
+    [
+        *(("True", 1.0), ("False", -1.0), ("0.25", 0.25), ("0", 0.0), ("-1", -1.0)),
+        ("__import__('numpy').bool_(0)", -1.0),
+        ("__import__('torch').tensor(False)", -1.0),
+        ("__import__('torch').tensor(0.5)", 0.5),
+    ],
 )
 def test_truth_values_and_numbers_are_rewards(returned: str, value: float, load: Load) -> None:
     assert load(f"def reward(answer, completion): return {returned}").reward("a", "b") == value
@@ -50,6 +55,11 @@ def test_an_error_in_it_names_class_and_question(load: Load) -> None:
     assert "'the answer'" in error.value.hint
 
 
+def test_one_that_ends_python_is_told(load: Load) -> None:
+    with pytest.raises(T2Error, match="failed with SystemExit"):
+        load("def reward(answer, completion): raise SystemExit(0)").reward("a", "b")
+
+
 @pytest.mark.parametrize(
     ("code", "given", "kind", "said"),
     [
@@ -60,6 +70,7 @@ def test_an_error_in_it_names_class_and_question(load: Load) -> None:
         ("import gone_too", "mine:reward", T2Error, "mine needs the module gone_too"),
         ("def", "mine:reward", T2Error, "importing mine failed with SyntaxError"),
         ("1 / 0", "mine:reward", T2Error, "importing mine failed with ZeroDivisionError"),
+        ("raise SystemExit(0)", "mine:reward", T2Error, "mine ends Python when it is imported"),
         ("def reward(a): return True", "mine:reward", UsageError, "cannot be called with two texts"),
         ("reward = 3", "mine:reward", UsageError, "cannot be called with two texts"),
         ("", "mine", UsageError, "write it as MODULE:FUNCTION"),

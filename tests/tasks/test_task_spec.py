@@ -77,6 +77,9 @@ def test_a_good_file_is_read_whole() -> None:
         ('"Q: {{ question }}"', "[]", "prompt: must be text or a list of texts"),
         ("    - dataset: needle_haystack", "    - dataset: sums", "two rows are named 'sums'"),
         ("name: demo", "name: demo\nname2: {", "is no valid YAML"),
+        ("name: demo", "name: demo\nname: other", "the key 'name' is there twice"),
+        ("description: a demonstration", "description: 2024-13-45", "is no valid YAML: month must be"),
+        ("max_new_tokens: 48", "max_new_tokens: 48\nstop: 'x*'", "stop: matches the empty text"),
         ("name: demo", "name: !!python/object:os.system x", "is no valid YAML"),
     ],
 )

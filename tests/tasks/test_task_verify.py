@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2cli.tasks.verify import REWARDS, choice, exact, term, word, yesno
+from t2cli.tasks.verify import REWARDS, choice, exact, number, term, word, yesno
 
 
 @given(st.text())
@@ -22,10 +24,13 @@ def test_any_text_is_judged_without_an_error(text: str) -> None:
         assert REWARDS[kind](answer, text, ("Ayan",)) in (True, False)
 
 
+ANSWERS = {"yesno": "Yes", "choice": "B", "math": "4", "tests": "assert f(1) == 2", "word": "Chad", "term": "left"}
+
+
 @pytest.mark.parametrize("kind", sorted(REWARDS))
 @pytest.mark.parametrize("completion", ["", " ", "\n\n", "...", "**"])
 def test_an_empty_completion_is_wrong(kind: str, completion: str) -> None:
-    assert not REWARDS[kind]("4", completion)
+    assert not REWARDS[kind](ANSWERS.get(kind, "4"), completion)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,21 @@ def test_yesno(answer: str, completion: str, right: bool) -> None:
         ("The answer is: (B) Paris", "B"),
         ("The correct option is B because A is too small.", "B"),
         ("Answer: B", "B"),
+        ("**Answer:** B", "B"),
+        ("**Answer**: B", "B"),
+        ("Answer: b", "B"),
+        ("The answer is `B`", "B"),
+        ("The answer is (b)", "B"),
+        ("The answer is (a).", "A"),
+        ("Answer: A because it rains", "A"),
+        ("Answer: A\nB is wrong", "A"),
+        ("The answer is B. Option A is wrong.", "B"),
+        ("The answer is B because option A is false.", "B"),
+        ("Answer: A or B", None),
+        ("Answer: A, B", None),
+        ("Answer: A/B", None),
+        ("Answer: A plant needs light", None),
+        ("The answer is a plant", None),
         ("A is wrong. The answer is B.", "B"),
         ("The answer is A. No, the answer is B.", "B"),
         (r"\boxed{B}", "B"),
@@ -108,6 +128,14 @@ def test_yesno(answer: str, completion: str, right: bool) -> None:
 )
 def test_choice_reads_one_letter(completion: str, letter: str | None) -> None:
     assert [each for each in "ABCDE" if choice(each, completion)] == ([letter] if letter else [])
+
+
+def test_a_long_run_of_spaces_takes_no_time() -> None:
+    started = time.monotonic()
+    for text in ("answer" + " " * 30_000, ("answer" + " *" * 3_000) * 5, "option " * 5_000 + " " * 30_000):
+        assert not choice("A", text)
+        assert not number("4", text)
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,20 @@ NUMBERS = [
     ("5 x2", 5),
     ("答案是42", 42),
     ("答案是-42", -42),
+    # LaTeX's mixed numbers, fractions without braces or with a sign, spaced signs, and signs in words
+    (r"2\frac{1}{2}", Fraction(5, 2)),
+    (r"1\frac12", Fraction(3, 2)),
+    (r"\frac34", Fraction(3, 4)),
+    (r"\frac{-3}{4}", Fraction(-3, 4)),
+    (r"\boxed{ - 17 }", -17),
+    ("negative 17", -17),
+    ("It is minus 17", -17),
+    ("10 minus 17", 17),
+    ("(3) minus 17", 17),
+    # units' exponents may be negative
+    ("5 m^-2", 5),
+    (r"42 m^{-1}", 42),
+    ("42\u00a0000", 42_000),
     # none
     ("", None),
     ("no number here", None),
@@ -167,6 +181,15 @@ def test_number_counts_only_the_last_one() -> None:
     assert not number("8", "1 2 3 4 5 6 7 8 9")
     assert number("0.5", "1/2")
     assert not number("3", "12/4")  # repeating the question is no answer
+
+
+def test_a_right_answer_may_be_an_unreduced_fraction() -> None:
+    for completion in ("1.5", "3/2", r"\frac{3}{2}"):
+        assert number("6/4", completion)
+    assert not number("6/4", "4")
+    assert number("5/1", "5")
+    assert not number("5/1", "1")
+    assert not number("1.5", "6/4")
 
 
 def test_number_refuses_a_right_answer_that_is_none() -> None:

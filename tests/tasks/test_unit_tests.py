@@ -13,7 +13,8 @@ from sandboxes import needs_sandbox
 
 from t2cli.errors import CorruptArtifactError, T2Error
 from t2cli.tasks.base import Example, SpecTask, load_task
-from t2cli.tasks.unit_tests import Bench, Suite, extract_code, judge
+from t2cli.tasks.code_text import extract_code
+from t2cli.tasks.unit_tests import Bench, Suite, judge, suite_problem
 
 PLAIN = Suite("assert f(1) == 2")
 PREFIX = Suite("", entry="f", prefix='def f(x):\n    """Add one."""\n')
@@ -29,6 +30,19 @@ EXTRACTED = {
     "no fence": (DEFINITION, PLAIN, DEFINITION),
     "between prose": (f"Sure!\n\n{DEFINITION}\n\nThis function adds one.", PLAIN, DEFINITION),
     "with imports": (f"import math\n\n{DEFINITION}", PLAIN, f"import math\n\n{DEFINITION}"),
+    "a constant before it": (f"MOD = 10**9\n\n{DEFINITION}", PLAIN, f"MOD = 10**9\n\n{DEFINITION}"),
+    "a try after an import": (
+        *(f"import math\ntry:\n    import x\nexcept ImportError:\n    x = None\n{DEFINITION}", PLAIN),
+        f"import math\ntry:\n    import x\nexcept ImportError:\n    x = None\n{DEFINITION}",
+    ),
+    "imports in a block of their own": (
+        *(f"```\nimport math\n```\nThen:\n```\n{DEFINITION}\n```", PLAIN),
+        f"import math\n\n{DEFINITION}",
+    ),
+    "a fence in a docstring": (
+        *('```python\ndef f(x):\n    """As in\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n```', PLAIN),
+        'def f(x):\n    """As in\n    ```\n    f(1)\n    ```\n    """\n    return x + 1',
+    ),
     "prose alone": ("I cannot do that.", PLAIN, ""),
     "nothing": ("", PLAIN, ""),
 }
@@ -71,6 +85,14 @@ CONTINUED = {
 def test_a_completion_goes_on_with_the_prefix(completion: str) -> None:
     answer = json.dumps({"tests": PLAIN.tests, "entry": "f", "prefix": PREFIX.prefix})
     assert judge([answer], [completion])[0].passed, extract_code(completion, PREFIX)
+
+
+def test_tests_that_can_never_pass_are_no_answer() -> None:
+    assert suite_problem("assert f(1) == 2") == ""
+    assert "the tests of the answer are no Python" in suite_problem("assert f(1) = 2")
+    assert "the reference of the answer are no Python" in suite_problem('{"tests": "a", "reference": "def"}')
+    assert "there is no key 'test'" in suite_problem('{"test": "assert f(1) == 2"}')
+    assert suite_problem("  ") == "the answer holds no unit tests"
 
 
 def test_a_suite_is_python_or_json() -> None:
@@ -121,6 +143,21 @@ def test_tests_may_expect_an_exception_and_not_any(bench: Bench) -> None:
     assert bench.judge(suite, "def f(x):\n    return 1 / x").passed
     assert not bench.judge(suite, "def f(x):\n    return 1").passed
     assert not bench.judge(suite, "def f(x):\n    raise ValueError").passed
+
+
+@needs_sandbox
+def test_an_exception_is_also_what_its_class_extends(bench: Bench) -> None:
+    suite = Suite("try:\n    f('x')\n    raise SystemError\nexcept ValueError:\n    pass")
+    assert bench.judge(suite, "import json\ndef f(x):\n    return json.loads(x)").passed
+    assert bench.judge(suite, "class Bad(ValueError): pass\ndef f(x):\n    raise Bad").passed
+    assert not bench.judge(suite, "class ValueError(Exception): pass\ndef f(x):\n    raise ValueError").passed
+
+
+@needs_sandbox
+def test_a_function_may_be_passed_on(bench: Bench) -> None:
+    suite = Suite("assert list(map(square, [1, 2])) == [1, 4]")
+    assert bench.judge(suite, "def square(x):\n    return x * x").passed
+    assert not bench.judge(suite, "def square(x):\n    return x").passed
 
 
 @needs_sandbox

@@ -128,10 +128,11 @@ def names_under_test(job: dict[str, str], tree: ast.Module, known: set[str]) -> 
     """Return the names of the functions that the candidate has to define."""
     if job["entry"]:
         return {job["entry"]}
-    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    # Not those that are called alone: a test may pass a function on, as in list(map(square, numbers)).
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     if job["reference"]:  # it may be named like a builtin: a task of MBPP wants a function `sum`
-        return called & defined(ast.parse(job["reference"]))
-    return called - defined(tree) - known - set(dir(builtins))
+        return used & defined(ast.parse(job["reference"]))
+    return used - defined(tree) - known - set(dir(builtins))
 
 
 def defined(tree: ast.Module) -> set[str]:
