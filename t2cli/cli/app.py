@@ -7,6 +7,7 @@ is its help; what it imports at module level must stay cheap, for `t2 --help` im
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import typer.core
 import typer.main
 
 from t2cli import __version__
-from t2cli.cli.output import discard, has_no_reader, render_error, write_stderr, write_stdout
+from t2cli.cli.output import discard, has_no_reader, output_error, render_error, write_stderr, write_stdout
 from t2cli.errors import UsageError
 from t2cli.lookup import load, near_matches
 
@@ -76,10 +77,23 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
 
 
+class Command(typer.core.TyperCommand):
+    """A command whose options are not empty: an unset variable of a shell script must not mean "as you like"."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; UsageError for an option that is given nothing."""
+        if not ctx.resilient_parsing:
+            takes_text = {name for each in self.params if not getattr(each, "is_flag", True) for name in each.opts}
+            for before, word in zip(["", *args], args, strict=False):
+                if (word == "" and before in takes_text) or (word.endswith("=") and word[:-1] in takes_text):
+                    raise UsageError(f"{before or word[:-1]} is given nothing", hint="give it a value, or leave it out")
+        return super().parse_args(ctx, args)
+
+
 def command(name: str) -> Any:
     """Return the Typer command that COMMANDS names `name`."""
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    single.command(name)(cast("Callable[..., Any]", load(name, COMMANDS, "command")))
+    single.command(name, cls=Command)(cast("Callable[..., Any]", load(name, COMMANDS, "command")))
     return typer.main.get_command(single)
 
 
@@ -101,7 +115,14 @@ def errors_rendered() -> Iterator[None]:
         discard(sys.stdout)
         raise typer.Exit from error
     except (Exception, KeyboardInterrupt) as error:
-        raise typer.Exit(render_error(error)) from error
+        raise typer.Exit(render_error(_named(error))) from error
+
+
+def _named(error: BaseException) -> BaseException:
+    """Return what Typer met when it wrote a help to stdout itself as the error it is."""
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+        return output_error(error)
+    return error
 
 
 app = typer.Typer(

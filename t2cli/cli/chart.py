@@ -53,7 +53,8 @@ def reward_curve(records: Sequence[StepRecord]) -> list[str]:
         left, right = (f"{level:+.2f}", f"{accuracy_of(level):.2f}") if labelled else ("", "")
         shown.append(f"{left:>6} {line}  {right}".rstrip())
     first, last = records[0].step, records[-1].step
-    shown.append(f"{'step':>6} {first:<{max(1, columns - len(str(last)))}}{last}")
+    ends = str(first) if first == last else f"{first}{last:>{max(columns - len(str(first)), len(str(last)) + 1)}}"
+    shown.append(f"{'step':>6} {ends}")
     dot = "line" if fine else "*"
     shown.append(f"{'':6} {dot}: mean reward (left)   {mark}: accuracy in validation (right)")
     return shown

@@ -53,7 +53,13 @@ Mix = Annotated[str, typer.Option("--mix", metavar="A:0.6,B:0.4", help="Answer a
 Jsonl = Annotated[
     bool, typer.Option("--jsonl", help="Each line of standard input is an object; answers in batches, as --json.")
 ]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="With --jsonl: questions answered at a time.")]
+AT_A_TIME = 32  # questions of --jsonl
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch", metavar="N", min=1, help="With --jsonl: questions answered at a time.", show_default=str(AT_A_TIME)
+    ),
+]
 Done = Annotated[
     Path | None,
     typer.Option("--done", metavar="FILE", help="With --jsonl: output of an earlier run; its ids are left out."),
@@ -77,7 +83,7 @@ def chat(
     expert: AsExpert = "",
     mix: Mix = "",
     jsonl: Jsonl = False,
-    batch: Batch = 32,
+    batch: Batch = None,
     done: Done = None,
     no_history: NoHistory = False,
     allow_foreign: AllowForeign = False,
@@ -98,8 +104,8 @@ def chat(
     weights = by_hand(expert, mix)
     few_shot = chat_examples(adapt, examples, reward, by_hand=bool(weights))
     config = dispatch_config(threshold, soft, adapt, by_hand=bool(weights))
-    _check(prompt, temperature, jsonl, done)
-    source = _source(out, prompt, batch if jsonl else None, done)
+    _check(prompt, temperature, jsonl, batch, done)
+    source = _source(out, prompt, batch or AT_A_TIME if jsonl else None, done)
     from t2cli.cli.session import open_two_pass
     from t2cli.config import SamplingConfig
 
@@ -132,7 +138,7 @@ def _source(out: Output, prompt: str | None, batch: int | None, done: Path | Non
     return partial(piped, out, _first_line_read(out, _lines()))
 
 
-def _check(prompt: str | None, temperature: float, jsonl: bool, done: Path | None) -> None:
+def _check(prompt: str | None, temperature: float, jsonl: bool, batch: int | None, done: Path | None) -> None:
     """Raise UsageError for options that cannot work, before a model is loaded."""
     if not math.isfinite(temperature):
         raise UsageError("--temperature must be a finite number", hint="0 is greedy, 1 is the model's own variety")
@@ -142,6 +148,8 @@ def _check(prompt: str | None, temperature: float, jsonl: bool, done: Path | Non
         raise UsageError("--jsonl reads standard input, and a prompt was given", hint="give one of them")
     if done is not None and not jsonl:
         raise UsageError("--done belongs to --jsonl", hint="add --jsonl, or leave --done out")
+    if batch is not None and not jsonl:
+        raise UsageError("--batch belongs to --jsonl", hint="add --jsonl, or leave --batch out")
 
 
 def _strategy(

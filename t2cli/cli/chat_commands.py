@@ -76,7 +76,9 @@ def _tell_who(conversation: Conversation) -> None:
 
 def mix(conversation: Conversation, members: str) -> None:
     """Let a mix of experts answer from now on."""
-    _by_hand(conversation, "", members or ",")
+    if not members:
+        raise UsageError("/mix names no expert", hint="write it as in /mix math:0.6,reasoning:0.4")
+    _by_hand(conversation, "", members)
 
 
 def _by_hand(conversation: Conversation, reference: str, members: str) -> None:

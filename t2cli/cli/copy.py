@@ -36,13 +36,13 @@ def copy(
     from t2cli.paths import expanded, registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.registry.manifest import ParentRecord, timestamp
-    from t2cli.registry.reference import check_name
+    from t2cli.registry.reference import check_new_name
     from t2cli.registry.resolve import shown
 
     if not name and to is None:
         raise UsageError("a copy needs a new name or another registry", hint="t2 copy EXPERT NAME, or add --to PATH")
     if name:
-        check_name(name)
+        check_new_name(name)
     out = Output(json=json, quiet=quiet)
     entries = LocalRegistry(registry_search_path(registry))
     source, _ = shown(entries, expert, known_fingerprint(base))

@@ -13,6 +13,7 @@ from t2cli.cli.options import DEFAULT_BASE, Base, CurvePlot, Json, Quiet
 from t2cli.cli.output import Output
 from t2cli.cli.pictures import check_picture
 from t2cli.errors import NotFoundError
+from t2cli.lookup import near_matches
 
 if TYPE_CHECKING:
     from t2cli.training.checkpoint import RunFolder
@@ -47,7 +48,10 @@ def curve(
     folder = RunFolder(place) if (place / "run.json").is_file() else _run_of(for_base(base, quiet).label, run)
     records = folder.metrics.done()
     if not records:
-        raise NotFoundError(f"the run in {folder.path} has no finished step yet", hint="wait for its first step")
+        raise NotFoundError(
+            f"the run in {folder.path} has no finished step",
+            hint="wait for its first step, or start it again if it has ended",
+        )
     out.emit("curve", {"path": str(folder.path), "steps": [asdict(record) for record in records]})
     for line in reward_curve(records):
         out.data(line)
@@ -59,15 +63,16 @@ def curve(
 def _run_of(base_folder: str, expert: str) -> RunFolder:
     """Return the run that published NAME@VERSION, or the newest of NAME."""
     from t2cli.registry.reference import ExpertRef
-    from t2cli.training.checkpoint import runs_of
+    from t2cli.training.checkpoint import names_of_runs, runs_of
 
     ref = ExpertRef.parse(expert)
     runs = runs_of(base_folder, ref.name)
     if str(ref) != ref.name:
         runs = [run for run in runs if run.published == str(ref)]
     if not runs:
+        hint = "t2 show has what is known of experts that were trained elsewhere"
+        near = near_matches(ref.name, names_of_runs(base_folder))
         raise NotFoundError(
-            f"no run of {expert} for {base_folder} was made here",
-            hint="t2 show has what is known of experts that were trained elsewhere",
+            f"no run of {expert} for {base_folder} was made here", hint=f"{near}; {hint}" if near else hint
         )
-    return runs[-1]
+    return next((run for run in reversed(runs) if run.metrics.done()), runs[-1])  # some end before their first step

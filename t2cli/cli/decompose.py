@@ -8,6 +8,7 @@ import typer
 
 from t2cli.cli.options import DEFAULT_BASE, Device, Json, Quiet, RegistryPath
 from t2cli.cli.output import Output
+from t2cli.errors import UsageError
 
 BasisDtype = Annotated[
     Literal["float32", "bfloat16"],
@@ -47,6 +48,8 @@ def decompose(
 
     out = Output(json=json, quiet=quiet)
     where = str(resolve_device(device))
+    if base_option and base not in (base_option, DEFAULT_BASE):
+        raise UsageError(f"two bases are named, {base} and {base_option}", hint="name one")
     files = locate(base_option or base, quiet=quiet)
     identity = identify(files, quiet=quiet)
     done = make_bases(files, identity, DecomposeConfig(targets, where, basis_dtype), quiet=quiet, asked=True)

@@ -160,9 +160,11 @@ def _export_lora(out: Output, source: Source, path: Path, rank: int | None, keep
 
 
 def _layer_table(made: LoraExport) -> str:
+    from t2cli.registry.compare import in_order
+
     rows = [
         [layer.name.removesuffix(".weight"), str(layer.rank), f"{100 * layer.kept:.2f} %", f"{layer.error:.4f}"]
-        for layer in made.layers
+        for layer in sorted(made.layers, key=lambda layer: in_order(layer.name))
     ]
     return table(("MATRIX", "RANK", "KEPT", "ERROR"), rows, right=(1, 2, 3))
 

@@ -45,7 +45,8 @@ def import_file(
     out = Output(json=json, quiet=quiet)
     path = file.expanduser()
     if not path.is_file():
-        raise NotFoundError(f"there is no file {path}", hint="give a bundle, policy_params.pt or learnable_params.pt")
+        what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+        raise NotFoundError(what, hint="give a bundle, policy_params.pt or learnable_params.pt")
     entries = LocalRegistry(registry_search_path(registry))
     if is_bundle(path):
         if name or category:
@@ -82,12 +83,12 @@ def _import_reference(
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
     from t2cli.registry.intake import Taken
-    from t2cli.registry.reference import check_name
+    from t2cli.registry.reference import check_new_name
     from t2cli.registry.vectors import z_to_bytes
 
     if not name:
         raise UsageError(f"{path} does not say what its expert is called", hint="give it a name with --name")
-    check_name(name)
+    check_new_name(name)
     files = locate(base, quiet=out.quiet)
     identity = identify(files, quiet=out.quiet)
     z = convert(path, files, identity, device=str(resolve_device(device)), quiet=out.quiet)

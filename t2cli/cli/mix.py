@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LONGEST_LIST = 1000  # characters: half of what a text of a manifest may have
 
+FAR = 1.0  # root mean square of z - 1: answers are noise long before
 _WITH_ALPHA = re.compile(
     r"(?P<ref>.*?[^:]):(?P<alpha>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity))", re.I
 )
@@ -45,7 +46,16 @@ _WITH_ALPHA = re.compile(
 PerLayer = Annotated[bool, typer.Option("--per-layer", help="Search a weight for every matrix of every expert.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Say what the search found, in full.")]
 Force = Annotated[bool, typer.Option("--force", help="Publish the mix that was found even if it is no better.")]
-Iterations = Annotated[int, typer.Option("--iterations", min=1, max=100, help="Generations of the search, at most.")]
+Iterations = Annotated[
+    int | None,
+    typer.Option(
+        "--iterations",
+        min=1,
+        max=100,
+        help="Generations of the search, at most.",
+        show_default=str(CEMConfig.iterations),
+    ),
+]
 
 
 def mix(
@@ -57,7 +67,7 @@ def mix(
     examples: Examples = "",
     reward: AsReward = "",
     per_layer: PerLayer = False,
-    iterations: Iterations = CEMConfig.iterations,
+    iterations: Iterations = None,
     explain: Explain = False,
     force: Force = False,
     allow_foreign: AllowForeign = False,
@@ -73,11 +83,13 @@ def mix(
     Without weights each expert counts equally. Weights need not add up to 1: what is missing is the
     base model's share. A mix is used by its name; pass 1 of t2 chat chooses among trained experts.
     """
-    from t2cli.registry.reference import check_name
+    from t2cli.registry.reference import check_new_name
 
     out = Output(json=json, quiet=quiet)
-    check_name(name)
-    questions = _questions(experts, examples, reward, only_with_examples=per_layer or explain or force)
+    check_new_name(name)
+    questions = _questions(
+        experts, examples, reward, only_with_examples=per_layer or explain or force or bool(iterations)
+    )
     weights = parse_weights(experts)
     from t2cli.cli.session import for_base
     from t2cli.dispatch.mixing import find_members
@@ -92,10 +104,8 @@ def mix(
         out.warn(warning)
     record, found = _base_of(resolver, members, base, quiet), None
     if questions:
-        from t2cli.cli.mix_search import searched
-
-        config = CEMConfig(iterations=iterations, per_layer=per_layer, seed=seed)
-        found = searched(out, members, questions, config, base, device, force=force)
+        config = CEMConfig(iterations=iterations or CEMConfig.iterations, per_layer=per_layer, seed=seed)
+        found = _searched(out, members, questions, config, base, device, force)
     _report(out, _publish(entries, members, name, record, found), found, explain=explain)
 
 
@@ -104,7 +114,7 @@ def _questions(experts: list[str], examples: str, reward: str, *, only_with_exam
     if not examples:
         if reward or only_with_examples:
             raise UsageError(
-                "--reward, --per-layer, --explain and --force are of a search",
+                "--reward, --per-layer, --iterations, --explain and --force are of a search",
                 hint="add --examples FILE.jsonl, or leave them out",
             )
         return []
@@ -115,6 +125,28 @@ def _questions(experts: list[str], examples: str, reward: str, *, only_with_exam
     return read_examples(examples, reward)
 
 
+def _searched(
+    out: Output, members: Members, questions: list[FewShot], config: CEMConfig, base: str, device: str, force: bool
+) -> Searched:
+    from t2cli.cli.mix_search import searched
+
+    return searched(out, members, questions, config, base, device, force=force)
+
+
+def _warn_if_odd(out: Output, entry: ExpertEntry) -> None:
+    """Say what is odd about a mix that is published all the same."""
+    from t2cli.registry.zfile import read_arrays
+
+    if not any(parent.alpha for parent in entry.manifest.parents):
+        out.warn(f"{entry.reference} is the base model itself: every weight is 0")
+    squares = [((z - 1) ** 2).mean() for z in read_arrays(entry.z_bytes(), str(entry.path)).values()]
+    if (far := max(squares) ** 0.5) > FAR:
+        out.warn(
+            f"{entry.reference} is far from the base model: singular values change by {far:.2g} times themselves "
+            "(root mean square of a matrix), where an expert's change by a few hundredths; are the weights right?"
+        )
+
+
 def _is_digest(text: str) -> bool:
     """Tell whether what looks like a weight is the digest of a reference, as in math@sha256:123456789012."""
     match = _WITH_ALPHA.fullmatch(text)
@@ -122,6 +154,7 @@ def _is_digest(text: str) -> bool:
 
 
 def _report(out: Output, entry: ExpertEntry, found: Searched | None, *, explain: bool) -> None:
+    _warn_if_odd(out, entry)
     parents = [asdict(parent) for parent in entry.manifest.parents]
     search = None if found is None else found.json
     path = str(entry.path)

@@ -77,8 +77,13 @@ def write_stdout(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        discard(sys.stdout)
-        raise OutputError(f"standard output could not be written: {error.strerror or error}") from error
+        raise output_error(error) from error
+
+
+def output_error(error: OSError) -> OutputError:
+    """Return the error of a stdout that cannot be written; what still waits to be written is thrown away."""
+    discard(sys.stdout)
+    return OutputError(f"standard output could not be written: {error.strerror or error}")
 
 
 def write_stderr(text: str) -> None:
@@ -135,15 +140,15 @@ def shows_colour(stream: TextIO | None) -> bool:
     return not plain and stream is not None and stream.isatty()
 
 
-def one_line(text: str) -> str:
-    """Return `text` on one line, shortened if endless, its control characters escaped.
+def one_line(text: str, longest: int | None = LONGEST_LINE) -> str:
+    """Return `text` on one line, of `longest` characters at most (None: as it is), its control characters escaped.
 
     Names and descriptions come from other people's files: none may move the cursor or hide text.
     """
     line = " ".join(text.split())
     if not line.isprintable():
         line = "".join(c if c.isprintable() else escaped(c) for c in line)
-    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
+    return line if longest is None or len(line) <= longest else line[: longest - 1] + "…"
 
 
 def escaped(character: str) -> str:

@@ -160,7 +160,7 @@ def _asked(
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
     from t2cli.paths import expanded
-    from t2cli.registry.reference import check_name
+    from t2cli.registry.reference import check_new_name
     from t2cli.tasks.base import load_task, task_names
     from t2cli.tasks.data_files import parse_data
     from t2cli.training.checkpoint import RunSpec
@@ -184,7 +184,7 @@ def _asked(
     check_sources(training, known_task, entry.reference)
     check_judge([known_task], out)
     # by digest, so that neither t2 train --resume nor another version's reproduction takes its run for its own
-    check_name(new := name or f"{entry.manifest.name[:40]}-reproduced-{entry.digest[:12]}")
+    check_new_name(new := name or f"{entry.manifest.name[:40]}-reproduced-{entry.digest[:12]}")
     place = str(expanded(task).resolve()) if task and task not in task_names() else found.task
     used = base or base_of(entry)
     identity = identify(locate(used, quiet=out.quiet), quiet=out.quiet)

@@ -64,7 +64,7 @@ def show(
     rows += _dispatching(entry.manifest)
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
-        out.data(f"{label:<{width}}  {one_line(text)}".rstrip())
+        out.data(f"{label:<{width}}  {one_line(text, None)}".rstrip())
     if z:
         _draw(out, entry, z, plot)
     if entry.manifest.parents:
@@ -89,7 +89,7 @@ def _numbers(out: Output, entry: ExpertEntry) -> Vectors | None:
 
 def deviation(z: Vectors) -> list[dict[str, object]]:
     """Return how far z is from 1 in each matrix: its layer, root mean square and largest shift, for --json."""
-    from t2cli.registry.compare import place_of
+    from t2cli.registry.compare import in_order, place_of
 
     return [
         {
@@ -98,7 +98,7 @@ def deviation(z: Vectors) -> list[dict[str, object]]:
             "rms": float(((vector - 1) ** 2).mean() ** 0.5),
             "largest": float(abs(vector - 1).max()),
         }
-        for weight, vector in z.items()
+        for weight, vector in sorted(z.items(), key=lambda pair: in_order(pair[0]))
     ]
 
 
@@ -157,9 +157,11 @@ def _making(entry: ExpertEntry) -> Iterator[Row]:
     yield "targets", f"{targets.selection}: {targets.count} matrices, {targets.parameters:,} numbers"
     if training is not None:
         what = f"{training.task}, preset {training.preset}, seed {training.seed}"
-        threads = f", {training.threads} threads" if training.threads else ""
+        threads = f", {training.threads} thread{'' if training.threads == 1 else 's'}" if training.threads else ""
         yield "training", f"{what}, {training.steps} steps in {training.seconds:.0f} s on {training.device}{threads}"
-        settings = {key: value for key, value in training.config.items() if key != "data"}
+        if reward := training.config.get("reward"):
+            yield "judged by", f"a reward of its maker's own, {reward}, in training and evaluation"
+        settings = {key: value for key, value in training.config.items() if key not in ("data", "reward")}
         yield "settings", ", ".join(f"{key} {value}" for key, value in settings.items())
         yield from (("data", text) for text in _files(training.config.get("data")))
         yield "versions", ", ".join(f"{name} {version}" for name, version in training.versions.items())

@@ -75,8 +75,14 @@ def _manifests(base: str, registry: Path | None) -> list[ExpertManifest]:
 
 
 def _evaluation(task: str, manifests: list[ExpertManifest]) -> EvaluationRecord | None:
-    """Return the evaluation of a task with the most questions, the test split's first."""
-    found = [row for manifest in manifests for row in manifest.evaluation if row.task == task]
+    """Return the evaluation of a task with the most questions, the test split's first; none by one's own reward."""
+    found = [
+        row
+        for manifest in manifests
+        if manifest.training is None or not manifest.training.config.get("reward")
+        for row in manifest.evaluation
+        if row.task == task
+    ]
     return max(found, key=lambda row: (row.split == "test", row.n), default=None)
 
 
@@ -132,7 +138,7 @@ def _show(out: Output, name: str, data: list[str], base: str, manifests: list[Ex
         example = first_example(task)
         sizes = split_sizes(task)
     except T2Error as error:
-        if files:
+        if files or spec.source == "jsonl":  # on this machine, and not only not fetched or not installed
             raise
         out.warn(f"no example: {error}" + (f" ({error.hint})" if error.hint else ""))
     record = {
@@ -146,9 +152,9 @@ def _show(out: Output, name: str, data: list[str], base: str, manifests: list[Ex
     out.emit("tasks", {"base": base, "tasks": [record]})
     for label, text in _lines(spec, task, record, example):
         first, *more = text.strip().splitlines() or [""]
-        out.data(f"{label:<12}  {one_line(first)}".rstrip())
+        out.data(f"{label:<12}  {one_line(first, None)}".rstrip())
         for line in more:
-            out.data(f"{'':<12}  {one_line(line)}".rstrip())
+            out.data(f"{'':<12}  {one_line(line, None)}".rstrip())
 
 
 def _lines(
@@ -166,7 +172,8 @@ def _lines(
     if isinstance(sizes, dict) and sizes:
         yield "questions", ", ".join(f"{size} {split}" for split, size in sizes.items())
     kinds = dict.fromkeys(row.answer.kind for row in spec.mixture)
-    yield "reward", f"by {', '.join(kinds)}, an answer of {spec.max_new_tokens} tokens at most"
+    longest = f"{spec.max_new_tokens} token" + ("" if spec.max_new_tokens == 1 else "s")
+    yield "reward", f"by {', '.join(kinds)}, an answer of at most {longest}"
     if record["base_accuracy"] is not None:
         yield "base", f"{record['base_accuracy']:.3f} of {record['base_n']} held-out questions"
     if example is not None:

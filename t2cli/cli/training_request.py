@@ -51,7 +51,7 @@ def requested(
     from t2cli.models.catalog import locate
     from t2cli.models.identity import identify
     from t2cli.paths import expanded
-    from t2cli.registry.reference import check_name
+    from t2cli.registry.reference import check_new_name
     from t2cli.tasks.base import load_spec, load_task, task_names
     from t2cli.tasks.data_files import parse_data
     from t2cli.tasks.own_reward import OwnReward, locate_reward
@@ -63,7 +63,7 @@ def requested(
     known_task = load_task(task, files, reward=judge, unsafe_code=unsafe_code)
     if not resume:
         check_judge([known_task], out)
-    check_name(expert := name or known_task.name)
+    check_new_name(expert := name or known_task.name)
     place = task if task in task_names() else str(expanded(task).resolve())  # resumed from anywhere
     identity = identify(locate(base, quiet=out.quiet), quiet=out.quiet)
     spec = RunSpec(place, expert, base, identity.weights, config, files, place_of_reward)

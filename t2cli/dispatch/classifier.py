@@ -111,12 +111,19 @@ def classifier_strategy(two_pass: TwoPass, config: DispatchConfig) -> Strategy:
 
 
 def automatic_strategy(two_pass: TwoPass, config: DispatchConfig) -> Strategy:
-    """Return `classifier` where a dispatcher for the base knows the categories of all its experts, else `prompt`."""
+    """Return `classifier` where a dispatcher for the base knows the categories of all its experts, else `prompt`.
+
+    A dispatcher that is passed over is named in a warning.
+    """
     entry, categories = newest_dispatcher(two_pass.resolver), categories_of(two_pass.resolver)
-    if entry is not None and categories:
-        record = entry.manifest.dispatcher
-        if record is not None and not unknown_to(record, categories):
+    record = None if entry is None else entry.manifest.dispatcher
+    if entry is not None and record is not None and categories:
+        if not (unknown := unknown_to(record, categories)):
             return _strategy(two_pass, entry, categories, config)
+        two_pass.resolver.remark(
+            f"{entry.reference} does not know {' and '.join(unknown)}, so that the base itself chooses among the "
+            "experts: --adapt classifier keeps the dispatcher, which then never chooses what it does not know"
+        )
     return prompt_strategy(two_pass, config)
 
 

@@ -74,7 +74,7 @@ def read_examples(path: str, reward: str = "") -> list[FewShot]:
     try:
         if not file.is_file():
             hint = 'one JSON object per line: {"prompt": ..., "answer": ...}'
-            raise NotFoundError(f"there is no file {path}", hint=hint)
+            raise NotFoundError(f"{path} is a folder" if file.is_dir() else f"there is no file {path}", hint=hint)
         if file.stat().st_size > LARGEST:
             raise UsageError(f"{path} is larger than {LARGEST >> 20} MiB", hint="a few dozen examples are enough")
         lines = file.read_text(encoding="utf-8-sig").split("\n")

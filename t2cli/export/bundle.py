@@ -189,7 +189,7 @@ def read_bundle(path: Path) -> Iterator[Content]:
             z = reader.member(
                 f"{bundled.path}/{Z_FILE}", max_file_bytes(parameters), at_least=NUMBER_BYTES * parameters
             )
-            check_numbers(manifest, z, f"{where}/{Z_FILE}")
+            check_numbers(manifest, z, f"{where}/{Z_FILE}", ASK_AGAIN)
             yield Content(bundled, manifest, raw, z)
         reader.end()
 

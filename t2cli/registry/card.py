@@ -81,7 +81,9 @@ def _facts(manifest: ExpertManifest) -> str:
     ]
     if training:
         how = f"{training.task}, preset {training.preset}, {training.steps} steps, seed {training.seed}"
-        threads = f", {training.threads} threads" if training.threads else ""
+        threads = f", {training.threads} thread{'' if training.threads == 1 else 's'}" if training.threads else ""
+        if reward := training.config.get("reward"):
+            rows.append(("judged by", f"a reward of its maker's own, {reward!s:.200}"))
         rows.append(("trained on", f"{how}, {training.seconds:.0f} s on {training.device}{threads}"))
     rows.append(("created", manifest.created))
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {escaped(value)} |" for key, value in rows)])

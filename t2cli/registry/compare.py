@@ -78,6 +78,11 @@ class Grid:
         return min(changed, default=0.0), max(changed, default=0.0)
 
 
+def in_order(weight: str) -> list[tuple[int, str]]:
+    """Return what sorts the names of weights so that layer 2 comes before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in weight.split(".")]
+
+
 def place_of(weight: str) -> Place:
     """Return layer and module: model.layers.3.mlp.up_proj.weight -> 3, mlp.up_proj; numbered experts are one."""
     parts = weight.removesuffix(".weight").split(".")

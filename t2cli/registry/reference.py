@@ -16,12 +16,25 @@ HUB_SCHEME = "hf://"
 FORMS = "write NAME, NAME@VERSION, NAME@sha256:<at least 12 hex digits> or hf://ORG/REPO/NAME@VERSION"
 
 
+NO_NAMES = ("none", "auto")  # the base itself, and whatever pass 1 chooses
+
+
 def check_name(name: str) -> None:
     """Raise UsageError unless `name` can be an expert's name: it becomes a folder's name too."""
     if not NAME_PATTERN.fullmatch(name):
         raise UsageError(
             f"{name[:80]!r} cannot be an expert's name",
             hint="use 1 to 64 lower-case letters, digits, '.', '_' or '-', starting with a letter or digit",
+        )
+
+
+def check_new_name(name: str) -> None:
+    """Raise UsageError unless `name` can be a new expert's name; the words that stand for none of them cannot."""
+    check_name(name)
+    if name in NO_NAMES:
+        raise UsageError(
+            f"an expert cannot be called {name!r}, which is what t2 chat calls a choice of another kind",
+            hint="use another name",
         )
 
 

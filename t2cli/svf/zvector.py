@@ -70,7 +70,7 @@ def mix(members: Sequence[tuple[float, ZVectors]]) -> ZVectors:
     shift: dict[str, torch.Tensor] = {}
     for alpha, vectors in members:
         if not torch.isfinite(torch.tensor(float(alpha))):
-            raise ValueError(f"a mixing weight must be finite, got {alpha}")
+            raise ValueError(f"a mixing weight must be a finite number of float32, got {alpha:g}")
         for name, z in vectors.items():
             term = alpha * (z.double() - 1)
             if name in shift and shift[name].shape != term.shape:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from t2cli.errors import NotFoundError, T2Error
+from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error
 from t2cli.lookup import require
 from t2cli.paths import expanded
 from t2cli.tasks.prompts import render
@@ -258,6 +258,8 @@ def load_spec(name: str) -> TaskSpec:
         path = BUILTIN / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise CorruptArtifactError(f"the task file {name} is no UTF-8 text", hint="save it as UTF-8") from error
+    except OSError as error:
         raise T2Error(f"the task file {name} could not be read: {error}", hint="check the file") from error
     return TaskSpec.from_yaml(text, str(path), path.parent)

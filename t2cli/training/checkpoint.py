@@ -190,6 +190,12 @@ def runs_of(base_folder: str, expert: str) -> list[RunFolder]:
     return [RunFolder(home / str(number)) for number in numbers]
 
 
+def names_of_runs(base_folder: str) -> list[str]:
+    """Return the names of the experts that there are runs of for a base."""
+    home = runs_dir() / base_folder
+    return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+
+
 def new_run(base_folder: str, spec: RunSpec) -> RunFolder:
     """Make the folder of a new run; two processes that start at once get two folders."""
     home = runs_dir() / base_folder / spec.expert

@@ -92,6 +92,9 @@ def test_without_a_command_help_goes_to_stderr_and_the_code_is_usage(t2: T2) -> 
         (["list", "--device", "tpu"], ["--device", "'tpu'", "'mps'", "t2 list --help"]),
         (["list", "--bse", "x"], ["No such option: --bse", "--base", "t2 list --help"]),
         (["list", "extra"], ["extra", "t2 list --help"]),
+        (["list", "--registry", ""], ["--registry is given nothing", "leave it out"]),
+        (["list", "--base="], ["--base is given nothing"]),
+        (["decompose", "a", "--base", "b"], ["two bases are named, a and b"]),
         (["--no-such-option"], ["--no-such-option", "t2 --help"]),
     ],
 )
@@ -174,8 +177,10 @@ def test_a_reader_that_leaves_in_the_middle_is_no_error(ending: list[str]) -> No
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this platform has no /dev/full")
-def test_a_full_disk_behind_stdout_is_said_once(registry: Path) -> None:
-    command = [sys.executable, "-m", "t2cli", "list", "--registry", str(registry)]
+@pytest.mark.parametrize("asked", ["list", "--help"])
+def test_a_full_disk_behind_stdout_is_said_once(asked: str, registry: Path) -> None:
+    options = ["--registry", str(registry)] if asked == "list" else []
+    command = [sys.executable, "-m", "t2cli", asked, *options]
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1

@@ -144,6 +144,7 @@ def test_a_run_goes_on_where_it_was_interrupted(jsonl: Callable, tmp_path: Path)
         (["--jsonl"], "\n \n", 2, ["standard input holds no question"]),
         (["--jsonl", "what"], "", 2, ["--jsonl reads standard input"]),
         (["--done", "x"], "what\n", 2, ["--done belongs to --jsonl"]),
+        (["--batch", "3"], "what\n", 2, ["--batch belongs to --jsonl"]),
         (["--jsonl", "--batch", "0"], "{}\n", 2, ["--batch"]),
         (["--jsonl", "--done", "nowhere.jsonl"], "{}\n", 3, ["nowhere.jsonl"]),
     ],

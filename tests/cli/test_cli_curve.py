@@ -91,6 +91,11 @@ def test_it_fits_the_terminal(count: int, columns: int, monkeypatch: pytest.Monk
     assert max(map(len, lines[:-1])) <= min(columns, 120)
 
 
+@pytest.mark.parametrize(("count", "wanted"), [(1, ["1"]), (2, ["1", "2"]), (3, ["1", "3"]), (12, ["1", "12"])])
+def test_the_steps_at_the_ends_are_told_apart(count: int, wanted: list[str]) -> None:
+    assert reward_curve(records(count))[8].split() == ["step", *wanted]
+
+
 def test_no_step_no_curve() -> None:
     assert reward_curve([]) == []
 
@@ -106,6 +111,13 @@ def test_the_newest_run_of_a_name_also_while_it_goes_on(curve: Callable, folder:
     assert (record["schema"], record["path"]) == ("t2.curve/1", str(folder.path))
     assert [step["step"] for step in record["steps"]] == list(range(1, 21))
     assert curve(folder.path).stdout == result.stdout
+
+
+def test_a_run_that_ended_before_its_first_step_is_passed_over(curve: Callable, folder: RunFolder) -> None:
+    other = new_run(folder.path.parent.parent.name, folder.spec())
+    assert json.loads(curve("sums", "--json").stdout)["path"] == str(folder.path)
+    other.metrics.append(records(1)[0])
+    assert json.loads(curve("sums", "--json").stdout)["path"] == str(other.path)
 
 
 def test_a_version_is_the_run_that_published_it(curve: Callable, folder: RunFolder, refused: Callable) -> None:
@@ -135,4 +147,5 @@ def test_what_is_not_there_is_said(curve: Callable, folder: RunFolder, refused: 
     refused(curve("other"), 3, "no run of other", "t2 show")
     refused(curve("Not A Name"), 2, "Not A Name")
     folder.metrics.path.unlink()
-    refused(curve("sums"), 3, "no finished step yet")
+    refused(curve("sums"), 3, "has no finished step")
+    refused(curve("sms"), 3, "no run of sms", "did you mean sums")

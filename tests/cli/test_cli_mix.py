@@ -191,6 +191,19 @@ def test_a_damaged_parent_is_refused(
 
 def test_a_bad_name_is_refused(mix: Callable, refused: Callable) -> None:
     refused(mix("math", "--name", "../both"), 2, "'../both'")
+    for word in ("none", "auto"):  # what t2 chat calls nobody, and whom pass 1 chooses
+        refused(mix("math", "--name", word), 2, f"cannot be called '{word}'")
+
+
+def test_what_is_of_a_search_alone_is_refused(mix: Callable, refused: Callable) -> None:
+    for option in (("--iterations", "3"), ("--per-layer",), ("--explain",)):
+        refused(mix("math", "--name", "both", *option), 2, "of a search", "--examples")
+
+
+def test_an_odd_mix_is_warned_of(mix: Callable, experts: dict[str, ExpertEntry]) -> None:
+    assert "warning" not in mix("math:0.5", "--name", "half").stderr
+    assert "warning: nothing@1 is the base model itself: every weight is 0" in mix("math:0", "--name", "nothing").stderr
+    assert "warning: far@1 is far from the base model: singular" in mix("math:1e9", "--name", "far").stderr
 
 
 def test_a_mix_answers_by_its_name(

@@ -118,6 +118,8 @@ def test_what_was_fetched_once_is_shown_and_nothing_is_fetched(
         (["--data", "q.jsonl"], 2, ["--data goes with one task"]),
         (["gsm8k", "--data", "gone.jsonl"], 3, ["there is no gone.jsonl"]),
         (["gsm8k", "--data", "q.jsonl"], 5, ["q.jsonl, line 1: there is no field 'question'"]),
+        (["own.yaml"], 5, ["q.jsonl, line 1: there is no field 'question'"]),
+        (["latin.yaml"], 5, ["latin.yaml is no UTF-8 text"]),
         (["math", "--data", "q.jsonl"], 2, ["math makes its questions itself"]),
     ],
 )
@@ -132,4 +134,7 @@ def test_what_cannot_be_shown_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "q.jsonl").write_text('{"ask": "q", "answer": 1}\n')
+    head = "name: own\ncategory: own\ndescription: mine\nmax_new_tokens: 8\nanswer: {kind: number}\n"
+    (tmp_path / "own.yaml").write_text(f"{head}source: {{kind: jsonl, file: q.jsonl}}\n")
+    (tmp_path / "latin.yaml").write_bytes(b"\xff")
     refused(run("tasks", *arguments), code, *said)

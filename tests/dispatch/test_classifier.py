@@ -207,7 +207,8 @@ def test_auto_is_the_classifier_where_it_knows_every_category(two_pass: TwoPass,
     strategy = two_pass.strategy("auto")
     assert isinstance(strategy, PromptStrategy)
     assert strategy.decide(CHATS[0]).strategy == "prompt"
-    assert two_pass.resolver.warnings == []
+    (warning,) = two_pass.resolver.warnings
+    assert "does not know poems, so that the base itself chooses among the experts: --adapt classifier" in warning
 
 
 def test_a_dispatcher_is_no_expert(two_pass: TwoPass, put: Put, dispatcher: Put) -> None:
