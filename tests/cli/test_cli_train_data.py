@@ -167,7 +167,7 @@ def test_a_reward_of_ones_own_judges_and_is_found_again(
     [
         ([], 3, ["task ones: there is no file", "gone.jsonl", "--data"]),
         (["--data", "nowhere"], 3, ["--data: there is no nowhere"]),
-        (["--data", "."], 2, ["no file of", "fits the task ones"]),
+        (["--data", "."], 2, ["not clear which files of", "the task ones is to read"]),
         (["--data", "broken.jsonl"], 5, ["broken.jsonl, line 2 is no valid JSON"]),
         (["--data", "few.jsonl"], 1, ["ones has", "each step of this training asks 12"]),
         (["--data", "other.jsonl"], 5, ["other.jsonl, line 1: there is no field 'ask'"]),
