@@ -191,7 +191,7 @@ def test_it_is_what_training_records_and_meets_no_question_of_the_run(
     shown = run("show", "divisors", *shared[2:]).stdout
     assert f"answers of {recorded.base_answer_tokens:.1f} -> {recorded.expert_answer_tokens:.1f} tokens" in shown
     assert f"{recorded.base_cut} -> {recorded.expert_cut} of them cut at the limit" in shown
-    assert f"on cpu, {training.threads} threads" in shown
+    assert f"on cpu, {training.threads} thread{'' if training.threads == 1 else 's'}\n" in shown
 
 
 def test_another_split_is_said_loudly_not_to_be_held_out(evaluate: Callable) -> None:

@@ -244,5 +244,5 @@ def test_an_extract_that_does_not_match_is_said(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(T2Error, match="could not be read"):
+    with pytest.raises(T2Error, match="is no UTF-8 text"):
         load_task(str(path))
