@@ -177,7 +177,7 @@ def test_a_folder_for_pictures_that_cannot_be_made_is_found_before_a_model_is_lo
     monkeypatch.setattr("t2cli.cli.session.open_model", None)
     (tmp_path / "file").write_text("")
     refused(evaluate("--plot", tmp_path / "file" / "pictures"), 1, "file/pictures/accuracy.png could not be written")
-    refused(evaluate("--plot", "/proc/pictures"), 1, "/proc/pictures could not be written")
+    refused(evaluate("--plot", "/proc/pictures"), 1, "/proc/pictures/accuracy.png could not be written")
     evaluate("--plot", tmp_path / "pictures", "--task", "mth")
     assert not (tmp_path / "pictures").exists()
 
