@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -11,7 +10,7 @@ import typer
 
 from t2cli.cli.pictures import check_picture
 from t2cli.errors import UsageError
-from t2cli.files import disk_error, writing
+from t2cli.files import check_writable, disk_error, writing
 from t2cli.paths import expanded
 
 if TYPE_CHECKING:
@@ -55,10 +54,9 @@ def make_folder(folder: Path | None) -> None:
         return
     try:
         expanded(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=expanded(folder)):
-            pass
     except OSError as error:
         raise disk_error(folder, error) from error
+    check_writable(expanded(folder) / "accuracy.png")
 
 
 def save_pictures(evaluations: Sequence[Evaluation], folder: Path | None) -> list[Path]:

@@ -152,13 +152,14 @@ def relation_text(manifest: ExpertManifest, how: Relation, base: str) -> str:
 
 
 def _making(entry: ExpertEntry) -> Iterator[Row]:
+    from t2cli.registry.card import time_of
+
     manifest = entry.manifest
     targets, training = manifest.targets, manifest.training
     yield "targets", f"{targets.selection}: {targets.count} matrices, {targets.parameters:,} numbers"
     if training is not None:
         what = f"{training.task}, preset {training.preset}, seed {training.seed}"
-        threads = f", {training.threads} thread{'' if training.threads == 1 else 's'}" if training.threads else ""
-        yield "training", f"{what}, {training.steps} steps in {training.seconds:.0f} s on {training.device}{threads}"
+        yield "training", f"{what}, {training.steps} steps in {time_of(training)}"
         if reward := training.config.get("reward"):
             yield "judged by", f"a reward of its maker's own, {reward}, in training and evaluation"
         settings = {key: value for key, value in training.config.items() if key not in ("data", "reward")}

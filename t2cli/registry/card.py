@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from t2cli.registry.manifest import EvaluationRecord, ExpertManifest
+from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, TrainingRecord
 
 _HUB_ID = re.compile(r"(?:hub:|hf://|hf:|https://huggingface\.co/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)", re.ASCII)
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&!])")
@@ -81,12 +81,17 @@ def _facts(manifest: ExpertManifest) -> str:
     ]
     if training:
         how = f"{training.task}, preset {training.preset}, {training.steps} steps, seed {training.seed}"
-        threads = f", {training.threads} thread{'' if training.threads == 1 else 's'}" if training.threads else ""
         if reward := training.config.get("reward"):
             rows.append(("judged by", f"a reward of its maker's own, {reward!s:.200}"))
-        rows.append(("trained on", f"{how}, {training.seconds:.0f} s on {training.device}{threads}"))
+        rows.append(("trained on", f"{how}, {time_of(training)}"))
     rows.append(("created", manifest.created))
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {escaped(value)} |" for key, value in rows)])
+
+
+def time_of(training: TrainingRecord) -> str:
+    """Return how long a training took, and on what."""
+    threads = f", {training.threads} thread{'' if training.threads == 1 else 's'}" if training.threads else ""
+    return f"{training.seconds:.0f} s on {training.device}{threads}"
 
 
 def _evaluation(manifest: ExpertManifest) -> str:

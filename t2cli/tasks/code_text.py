@@ -38,7 +38,7 @@ def extract_code(completion: str, suite: Suite) -> str:
         return suite.prefix + (textwrap.indent(text, "    ") if is_body else _continuation(text))
     if (begins := _CODE_BEGINS.search(text)) is None:
         return ""
-    if _parses(text):  # all of it is code: nothing has to be told from prose
+    if _parsed(text) is not None:  # all of it is code: nothing has to be told from prose
         return f"{suite.prefix}\n{text}" if suite.prefix else text
     lines = []
     for line in text[begins.start() :].splitlines():
@@ -49,15 +49,11 @@ def extract_code(completion: str, suite: Suite) -> str:
 
 
 def _parsed(text: str) -> ast.Module | None:
+    """Return a text as Python, None where it is none as it stands."""
     try:
         return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-
-
-def _parses(text: str) -> bool:
-    """Tell whether a text is Python as it stands."""
-    return _parsed(text) is not None
 
 
 def _imports(block: str) -> bool:

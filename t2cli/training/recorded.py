@@ -108,9 +108,14 @@ def settings_of(training: TrainingRecord, where: str) -> Settings:
 
 def revisions_of(training: TrainingRecord) -> dict[str, str]:
     """Return the commits of the Hub data sets that a recorded run read: dataset -> commit."""
+    named = [file for file in _files_of(training) if {"dataset", "revision"} <= set(file)]
+    return {str(file["dataset"]): str(file["revision"]) for file in named}
+
+
+def _files_of(training: TrainingRecord) -> list[dict[str, object]]:
+    """Return what a manifest says of each file that was read, whatever somebody's manifest holds there."""
     files = training.config.get("data")
-    named = [file for file in (files if isinstance(files, list) else []) if isinstance(file, dict)]
-    return {str(file["dataset"]): str(file["revision"]) for file in named if {"dataset", "revision"} <= set(file)}
+    return [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
 
 
 def check_sources(training: TrainingRecord, task: Task, where: str) -> None:
@@ -122,7 +127,7 @@ def check_sources(training: TrainingRecord, task: Task, where: str) -> None:
         )
     recorded, now = training.config.get("data", []), origin(task).get("data", [])
     if recorded != now:
-        files = [file.get("file") for file in recorded if isinstance(file, dict)] if isinstance(recorded, list) else []
+        files = [file.get("file") for file in _files_of(training)]
         raise UsageError(
             f"{where} was trained on other files than the task has now: {', '.join(map(str, files)) or 'none'}",
             hint="name those with --data, or a task file that reads them with --task",
@@ -135,12 +140,7 @@ def learned_from(training: TrainingRecord, task: Task) -> list[str]:
     A file that both divide is no such file: its test questions were test questions then. Files are known by their
     SHA-256, so that their names, and the task's, do not matter; those of Hub data sets as well.
     """
-    recorded = training.config.get("data")
-    before = {
-        (str(file.get("sha256")), str(file.get("split")))
-        for file in (recorded if isinstance(recorded, list) else [])
-        if isinstance(file, dict)
-    }
+    before = {(str(file.get("sha256")), str(file.get("split"))) for file in _files_of(training)}
     now = origin(task).get("data")
     asked = [file for file in (now if isinstance(now, list) else []) if file["split"] in ("test", "all")]
     others = {"test": ("train", "validation", "all"), "all": ("train", "validation")}

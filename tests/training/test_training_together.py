@@ -109,6 +109,14 @@ def fresh(adapted: AdaptedModel) -> RunFolder:
     return new_run(adapted.base.identity.folder_name, spec_of(adapted))
 
 
+def ended(training: subprocess.Popen[str]) -> str:
+    """Return what the processes of a training printed, when all of them have ended well."""
+    with training as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
 def assert_as_alone(output: str, folder: RunFolder, alone: RunFolder, registry: LocalRegistry) -> None:
     done = [line.split()[1:] for line in output.splitlines() if line.startswith("done")]
     assert sorted(line[:2] for line in done) == [["0", "2"], ["1", "2"]]
@@ -133,9 +141,7 @@ def test_two_processes_train_what_one_does(
     tmp_path: Path,
 ) -> None:
     folder = fresh(counting)
-    with together(folder, "go") as process:
-        output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    output = ended(together(folder, "go"))
     assert_as_alone(output, folder, alone, LocalRegistry([tmp_path / "experts"]))
 
 
@@ -144,9 +150,7 @@ def test_processes_that_judge_differently_agree_on_what_is_best(
 ) -> None:
     """A reward of somebody's own may be of two minds; what one process finds wrong the other must not find right."""
     folder = fresh(counting)
-    with together(folder, "disagree") as process:
-        output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    output = ended(together(folder, "disagree"))
     words = [line.split() for line in output.splitlines()]
     heard = {rank: [line[2:] for line in words if line[:2] == ["validation", rank]] for rank in ("0", "1")}
     assert len(heard["0"]) == SMALL.steps
@@ -162,9 +166,7 @@ def test_numbers_that_overflow_in_one_process_send_all_back_to_the_best_checkpoi
     together: Callable[[RunFolder, str], subprocess.Popen[str]], counting: AdaptedModel, tmp_path: Path
 ) -> None:
     folder = fresh(counting)
-    with together(folder, "diverge") as process:
-        output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    output = ended(together(folder, "diverge"))
     assert [record.collapse for record in folder.metrics.read()] == ["", "", "overflow", ""]
     state = folder.load()
     assert state is not None
@@ -193,7 +195,5 @@ def test_the_death_of_one_ends_all_and_the_run_goes_on_later(
     assert process.returncode != 0
     assert not folder.finished
     assert run_to_resume(counting.base.identity.folder_name, "odd").path == folder.path
-    with together(folder, "go") as process:
-        output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    output = ended(together(folder, "go"))
     assert_as_alone(output, folder, alone, LocalRegistry([tmp_path / "experts"]))
