@@ -116,7 +116,7 @@ def answers_in_use(
 
 def judged(model: TextModel, task: Task, examples: Sequence[Example], completions: Sequence[Completion]) -> Answers:
     """Return what the completions answer to the examples, each judged by the task."""
-    texts = [model.base.decode(list(completion.ids)) for completion in completions]
+    texts = [model.base.decode(completion.ids) for completion in completions]
     return Answers(
         texts=tuple(texts),
         right=_right(model, task, examples, texts),

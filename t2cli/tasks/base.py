@@ -17,7 +17,7 @@ from t2cli.errors import CorruptArtifactError, NotFoundError, T2Error
 from t2cli.lookup import require
 from t2cli.paths import expanded
 from t2cli.tasks.prompts import render
-from t2cli.tasks.sampling import Source, digest, draw, open_source
+from t2cli.tasks.sampling import Asked, Source, digest, draw, open_source
 from t2cli.tasks.spec import Row, TaskSpec
 from t2cli.tasks.verify import REWARDS
 
@@ -100,17 +100,19 @@ class SpecTask:
         """
         return self.source.origin()
 
-    def examples(self, split: str, n: int, seed: int, *, fewer: bool = False) -> list[Example]:
+    def examples(
+        self, split: str, n: int, seed: int, *, fewer: bool = False, asked: Asked | None = None
+    ) -> list[Example]:
         """Return `n` different examples of "train", "validation" or "test", in random order.
 
         The same arguments give the same examples. No question text is in two splits, whatever the
-        seeds; within a split, other seeds give samples that may overlap. Raises NotFoundError for
-        an unknown split or a missing file, CorruptArtifactError for a file that is damaged, and T2Error when
-        there are fewer than `n` questions or their source is not installed. With `fewer`, a source whose
-        questions are a fixed set gives those it has.
+        seeds; within a split, other seeds give samples that may overlap, unless `asked` goes from one to the next
+        (t2cli.tasks.sampling.draw). Raises NotFoundError for an unknown split or a missing file,
+        CorruptArtifactError for a file that is damaged, and T2Error when there are fewer than `n` questions or
+        their source is not installed. With `fewer`, a source whose questions are a fixed set gives those it has.
         """
-        fewer = fewer and self.source.finite
-        return [example_of(*each) for each in draw(self.spec, split, n, seed, self.source, fewer=fewer)]
+        drawn = draw(self.spec, split, n, seed, self.source, fewer=fewer and self.source.finite, asked=asked)
+        return [example_of(*each) for each in drawn]
 
     def messages(self, example: Example) -> list[dict[str, str]]:
         """Return the chat that asks the example's question, the system text first where there is one.

@@ -31,6 +31,8 @@ PATIENCE = 5000
 
 NO_FIELDS: Mapping[str, object] = MappingProxyType({})
 
+Asked = dict[str, set[int]]  # row -> digests of its questions that were drawn before
+
 
 class Item(NamedTuple):
     """A question, its right answer, the split it belongs to (None: that of its words), and what else is known of it."""
@@ -110,12 +112,20 @@ def stream_seed(seed: int, split: str, row: str) -> int:
 
 
 def draw(
-    spec: TaskSpec, split: str, n: int, seed: int, source: Source | None = None, *, fewer: bool = False
+    spec: TaskSpec,
+    split: str,
+    n: int,
+    seed: int,
+    source: Source | None = None,
+    *,
+    fewer: bool = False,
+    asked: Asked | None = None,
 ) -> list[Drawn]:
     """Return `n` different questions of `split`, rows in proportion to their weights, in random order.
 
     The same arguments give the same questions. A row whose data set is too small leaves its share to
-    the others. `source` is the task's own, opened before. Raises NotFoundError for an unknown split,
+    the others. `source` is the task's own, opened before. With `asked`, to which what is drawn is added,
+    a question is drawn again only after all others of its row. Raises NotFoundError for an unknown split,
     ValueError for a negative `n`, and T2Error when all rows together have too few questions; with
     `fewer` only when they have none.
     """
@@ -125,19 +135,16 @@ def draw(
     rng = random.Random(stream_seed(seed, split, ""))  # noqa: S311
     source = source or open_source(spec)
     open_rows = list(spec.mixture)
-    seeds = {row.name: stream_seed(seed, split, row.name) for row in open_rows}
-    streams = {row.name: kept(row, source.stream(row, split, seeds[row.name])) for row in open_rows}
-    drawn: list[Drawn] = []
     seen: set[int] = set()
+    asked = {} if asked is None else asked
+    hands = {row.name: _Hand(source, row, split, seed, seen, asked.setdefault(row.name, set())) for row in open_rows}
+    drawn: list[Drawn] = []
     while len(drawn) < n and open_rows:
         quotas = apportion([row.weight for row in open_rows], n - len(drawn), rng.random())
         still_open = []
         for row, quota in zip(open_rows, quotas, strict=True):
-            taken = [
-                Drawn(row, item.question, item.answer, item.fields)
-                for item in _take(streams[row.name], split, quota, seen)
-            ]
-            drawn += taken
+            taken = hands[row.name].take(quota)
+            drawn += [Drawn(row, item.question, item.answer, item.fields) for item in taken]
             if len(taken) == quota:
                 still_open.append(row)
         open_rows = still_open
@@ -158,17 +165,39 @@ def kept(row: Row, stream: Iterator[Item]) -> Iterator[Item]:
     return (item for item in stream if not skipped.fullmatch(item.answer))
 
 
-def _take(stream: Iterator[Item], split: str, quota: int, seen: set[int]) -> Iterator[Item]:
-    """Yield up to `quota` items of `split` not in `seen`, which grows by them."""
-    fruitless = 0
-    while quota > 0 and fruitless < PATIENCE and (item := next(stream, None)) is not None:
-        key = digest(item.question)
-        if (item.split or split_of(item.question)) != split or key in seen:
-            fruitless += 1
-            continue
-        seen.add(key)
-        quota, fruitless = quota - 1, 0
-        yield item
+class _Hand:
+    """Takes new questions of one row: none in `seen`, which all rows of a draw share, nor, while there are others,
+    in `asked`, the row's own of earlier draws. Both grow by what is taken."""
+
+    def __init__(self, source: Source, row: Row, split: str, seed: int, seen: set[int], asked: set[int]) -> None:
+        self._source, self._row, self._split, self._seed = source, row, split, seed
+        self._seen, self._asked = seen, asked
+        self._stream = self._from_the_first()
+
+    def take(self, quota: int) -> list[Item]:
+        """Return up to `quota` items."""
+        taken = list(self._new(quota))
+        if len(taken) < quota and not self._asked <= self._seen:  # all were asked: from the first again
+            self._asked.clear()
+            self._stream = self._from_the_first()
+            taken += self._new(quota - len(taken))
+        self._asked.update(digest(item.question) for item in taken)
+        return taken
+
+    def _from_the_first(self) -> Iterator[Item]:
+        seed = stream_seed(self._seed, self._split, self._row.name)
+        return kept(self._row, self._source.stream(self._row, self._split, seed))
+
+    def _new(self, quota: int) -> Iterator[Item]:
+        fruitless = 0
+        while quota > 0 and fruitless < PATIENCE and (item := next(self._stream, None)) is not None:
+            key = digest(item.question)
+            if key in self._seen or key in self._asked or (item.split or split_of(item.question)) != self._split:
+                fruitless += 1
+                continue
+            self._seen.add(key)
+            quota, fruitless = quota - 1, 0
+            yield item
 
 
 def apportion(weights: Sequence[float], n: int, offset: float) -> list[int]:

@@ -22,6 +22,7 @@ from t2cli.training.algorithms import algorithm_of
 from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
 from t2cli.training.publish import Publisher, Trained
+from t2cli.training.questions import Lessons
 from t2cli.training.safety import CollapseWatch, fallen
 from t2cli.training.trainer import StepResult
 
@@ -43,6 +44,7 @@ class TrainingRun:
         for room in self.rooms:
             room.say = listener.note
         self.watch = CollapseWatch()
+        self.lessons = Lessons(task, spec.config)
         self.publisher = Publisher(adapted, self.policy, task, spec, folder, listener)
         self.validation: Sequence[Example] = up_to(
             task, "validation", spec.config.validation_examples, spec.config.seed
@@ -116,9 +118,8 @@ class TrainingRun:
 
     def _one_step(self, state: RunState) -> None:
         config, started = self.config, time.monotonic()
-        stream = seed_of_step(config.seed, state.step)
-        examples = self.task.examples("train", config.prompts_per_step, stream)
-        generator = torch.Generator().manual_seed(stream)
+        examples = self.lessons.of_step(state.step)
+        generator = torch.Generator().manual_seed(seed_of_step(config.seed, state.step))
         step, validation = state.step + 1, None
         try:
             result = self.trainer.update(self.task, examples, generator)

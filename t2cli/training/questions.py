@@ -10,10 +10,41 @@ from typing import NamedTuple
 
 from t2cli.config import PRESETS, TrainConfig
 from t2cli.errors import T2Error, UsageError
+from t2cli.svf.evolution import seed_of_step
 from t2cli.tasks.base import Example, SpecTask, Task, origin, up_to
+from t2cli.tasks.sampling import Asked
 from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM
 
 FEW = 10  # questions, of which one more or less is ten points
+
+
+class Lessons:
+    """The training questions of a run, step by step; none is asked again before all others of its row were.
+
+    Evaluations ask different questions, so that few of them are of a kind that has few. Drawn anew for each step,
+    training had a fifth of its questions twice, easy ones above all, and was easier than what it was for.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig) -> None:
+        self._task, self._config = task, config
+        self._asked: Asked = {}
+        self._drawn = 0
+
+    def of_step(self, step: int) -> list[Example]:
+        """Return the questions of a step (from 0), which is not before one that was asked for.
+
+        What the steps before it asked is found out again where it is not known, after an interruption.
+        """
+        for before in range(self._drawn, step):
+            self._draw(before)
+        return self._draw(step)
+
+    def _draw(self, step: int) -> list[Example]:
+        self._drawn = step + 1
+        n, seed = self._config.prompts_per_step, seed_of_step(self._config.seed, step)
+        if isinstance(self._task, SpecTask):
+            return self._task.examples("train", n, seed, asked=self._asked)
+        return self._task.examples("train", n, seed)
 
 
 class Questions(NamedTuple):

@@ -79,7 +79,7 @@ def judged(
 ) -> torch.Tensor:
     """Return the reward of each rollout, -1 or +1; those that did not end are not even looked at."""
     ended = [i for i, completion in enumerate(completions) if completion.ended]
-    texts = [text_model.base.decode(list(completions[i].ids)) for i in ended]
+    texts = [text_model.base.decode(completions[i].ids) for i in ended]
     result = torch.full((len(completions),), -1.0)
     if ended:
         result[ended] = torch.tensor(rewards(task, [examples[i] for i in ended], texts))

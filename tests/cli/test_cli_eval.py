@@ -15,15 +15,16 @@ from typing import Any
 import pytest
 from divisors import TASK
 
+from t2cli.config import TrainConfig
 from t2cli.evaluation.statistics import holm, paired_gain, wilson
 from t2cli.files import write_atomic
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import load_base
 from t2cli.registry.local import ExpertEntry, LocalRegistry
-from t2cli.svf.evolution import seed_of_step
 from t2cli.svf.zvector import ZVectors
 from t2cli.tasks.base import load_task
 from t2cli.tasks.sampling import split_of
+from t2cli.training.questions import Lessons
 
 pytest.importorskip("reasoning_gym")
 
@@ -180,8 +181,10 @@ def test_it_is_what_training_records_and_meets_no_question_of_the_run(
     )
     known = load_task(str(task))
     used = known.examples("validation", int(str(training.config["validation_examples"])), training.seed)
+    lessons = Lessons(known, TrainConfig(seed=5))
+    assert training.config["prompts_per_step"] == TrainConfig().prompts_per_step
     for step in range(4):
-        used += known.examples("train", int(str(training.config["prompts_per_step"])), seed_of_step(5, step))
+        used += lessons.of_step(step)
     words = {" ".join(sorted(example.question.split())) for example in used}
     questions = {line["question"] for line in lines_of(tmp_path / "kept.jsonl")}
     assert len(questions) == recorded.n

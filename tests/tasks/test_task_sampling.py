@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from t2cli.errors import NotFoundError, T2Error
 from t2cli.tasks import sampling
-from t2cli.tasks.sampling import SPLITS, Item, apportion, draw, split_of, stream_seed
+from t2cli.tasks.sampling import SPLITS, Asked, Item, apportion, draw, split_of, stream_seed
 from t2cli.tasks.spec import Row, TaskSpec
 
 
@@ -99,6 +99,32 @@ def test_a_small_row_leaves_its_share_to_the_others_and_gives_all_it_has() -> No
     held = {text for i in range(30) if split_of(text := f"small {i}?") == "test"}
     assert {item.question for item in drawn if item.row.name == "small"} == held
     assert len({item.question for item in drawn}) == 100
+
+
+@pytest.mark.parametrize("kind", ["counted", "finite"])
+def test_draws_that_know_each_other_ask_all_of_a_row_before_any_of_it_again(kind: str) -> None:
+    spec = task(("a", 20, 1), ("b", 10**6, 1), kind=kind)
+    held = {text for i in range(20) if split_of(text := f"a {i}?") == "train"}
+    asked: Asked = {}
+    drawn = [draw(spec, "train", 4, seed, asked=asked) for seed in range(40)]
+    assert all(len({each.question for each in some}) == 4 for some in drawn)
+    of_a = [each.question for some in drawn for each in some if each.row.name == "a"]
+    assert len(of_a) == 80  # the row keeps its share
+    times = [Counter(of_a[:n]) for n in range(1, 81)]
+    # Where one round ends and the next begins, a draw may hold what the new round will ask again.
+    assert all(max(count.values()) - min(count.get(text, 0) for text in held) <= 2 for count in times)
+    assert set(of_a[: len(held)]) == held
+
+
+def test_a_draw_that_knows_of_no_other_is_what_it_was() -> None:
+    spec = task(("a", 300, 1), ("b", 300, 1))
+    asked: Asked = {}
+    first = draw(spec, "train", 30, 0, asked=asked)
+    assert first == draw(spec, "train", 30, 0)
+    assert sum(map(len, asked.values())) == 30
+    second = draw(spec, "train", 30, 1, asked=asked)
+    assert not {each.question for each in first} & {each.question for each in second}
+    assert {each.question for each in first} & {each.question for each in draw(spec, "train", 30, 1)}
 
 
 @pytest.mark.parametrize("kind", ["counted", "finite"])

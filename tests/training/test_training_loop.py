@@ -20,12 +20,10 @@ from t2cli.registry.local import LocalRegistry
 from t2cli.registry.vectors import read_z, z_to_bytes
 from t2cli.svf.evolution import seed_of_step
 from t2cli.svf.zvector import ZVectors
-from t2cli.tasks.base import Example
 from t2cli.training.checkpoint import RunState, new_run, run_to_resume
 from t2cli.training.loop import TrainingRun
 from t2cli.training.metrics import Silent, StepRecord
 from t2cli.training.publish import SHOWN_FROM, Trained
-from t2cli.training.questions import questions_of
 
 
 @pytest.fixture
@@ -226,30 +224,6 @@ def test_memory_of_the_expert_is_released_at_the_end(counting: AdaptedModel, reg
     before = live()
     start(counting).run(registry)
     assert live() == before
-
-
-def test_a_task_with_too_few_questions_is_refused_before_training() -> None:
-    class Few(OddTask):
-        def examples(self, split: str, n: int, seed: int) -> list[Example]:
-            if split == "test" and n > 30:
-                raise T2Error("too few")
-            return super().examples(split, n, seed)
-
-    questions = questions_of(OddTask(), SMALL)
-    assert (questions.validation, questions.test, questions.warnings) == (24, 40, [])
-    with pytest.raises(T2Error, match="too few"):
-        questions_of(Few(), SMALL)
-
-
-def test_what_a_run_asks_is_known_by_a_digest() -> None:
-    class Other(OddTask):
-        def messages(self, example: Example) -> list[dict[str, str]]:
-            return [{"role": "user", "content": f"Say: {example.question}"}]
-
-    known = questions_of(OddTask(), SMALL).digest
-    assert questions_of(OddTask(), replace(SMALL, steps=9, learning_rate=1.0)).digest == known
-    changed = [questions_of(task, SMALL).digest for task in (Other(), OddTask(max_new_tokens=9), OddTask(name="even"))]
-    assert len({known, *changed, questions_of(OddTask(), replace(SMALL, seed=1)).digest}) == 5
 
 
 def test_metrics_are_json_lines_with_every_field(whole: tuple[Trained, TrainingRun]) -> None:

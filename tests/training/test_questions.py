@@ -1,0 +1,85 @@
+"""What a run asks: enough of it, known by a digest, and in training nothing twice while there is something new."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from odd_task import SMALL, OddTask
+
+from t2cli.config import TrainConfig
+from t2cli.errors import T2Error
+from t2cli.svf.evolution import seed_of_step
+from t2cli.tasks.base import Example, SpecTask, load_task
+from t2cli.tasks.spec import TaskSpec
+from t2cli.training.questions import Lessons, questions_of
+
+CONFIG = TrainConfig(seed=3)
+FEW = """
+name: sums
+category: sums
+description: sums of two digits
+max_new_tokens: 4
+answer: {kind: number}
+source:
+  kind: reasoning-gym
+  mixture:
+    - dataset: basic_arithmetic
+      config: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1, operators: ["+"], allow_parentheses: false}
+"""
+
+
+def test_a_task_with_too_few_questions_is_refused_before_training() -> None:
+    class Few(OddTask):
+        def examples(self, split: str, n: int, seed: int) -> list[Example]:
+            if split == "test" and n > 30:
+                raise T2Error("too few")
+            return super().examples(split, n, seed)
+
+    questions = questions_of(OddTask(), SMALL)
+    assert (questions.validation, questions.test, questions.warnings) == (24, 40, [])
+    with pytest.raises(T2Error, match="too few"):
+        questions_of(Few(), SMALL)
+
+
+def test_what_a_run_asks_is_known_by_a_digest() -> None:
+    class Other(OddTask):
+        def messages(self, example: Example) -> list[dict[str, str]]:
+            return [{"role": "user", "content": f"Say: {example.question}"}]
+
+    known = questions_of(OddTask(), SMALL).digest
+    assert questions_of(OddTask(), replace(SMALL, steps=9, learning_rate=1.0)).digest == known
+    changed = [questions_of(task, SMALL).digest for task in (Other(), OddTask(max_new_tokens=9), OddTask(name="even"))]
+    assert len({known, *changed, questions_of(OddTask(), replace(SMALL, seed=1)).digest}) == 5
+
+
+def test_training_asks_all_questions_before_it_asks_one_again() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = SpecTask(TaskSpec.from_yaml(FEW, "sums.yaml"))
+    lessons = Lessons(task, CONFIG)
+    asked = [example.question for step in range(20) for example in lessons.of_step(step)]
+    first = next(n for n in range(1, len(asked)) if asked[n] in asked[:n])
+    counts = Counter(asked)
+    assert len(counts) - CONFIG.prompts_per_step < first <= len(counts)  # a step may hold the end of one round
+    assert max(counts.values()) - min(counts.values()) <= 2
+    anew = [example.question for step in range(5) for example in task.examples("train", 12, seed_of_step(3, step))]
+    assert len(set(anew)) < len(anew) == len(set(asked[: len(anew)]))
+
+
+def test_a_resumed_run_asks_what_it_would_have_asked() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = SpecTask(TaskSpec.from_yaml(FEW, "sums.yaml"))
+    whole = Lessons(task, CONFIG)
+    steps = [whole.of_step(step) for step in range(12)]
+    for step in (0, 1, 7, 11):
+        resumed = Lessons(task, CONFIG)
+        assert [resumed.of_step(later) for later in range(step, 12)] == steps[step:]
+
+
+def test_where_questions_never_run_out_each_step_asks_its_own() -> None:
+    task, lessons = load_task("code"), Lessons(load_task("code"), CONFIG)
+    n = CONFIG.prompts_per_step
+    for step in range(10):
+        assert lessons.of_step(step) == task.examples("train", n, seed_of_step(CONFIG.seed, step))
+    assert Lessons(OddTask(), SMALL).of_step(2) == OddTask().examples("train", 8, seed_of_step(SMALL.seed, 2))
