@@ -151,7 +151,7 @@ def _generated(two_pass: TwoPass, rows: Sequence[_Row], sampling: SamplingConfig
     ended = time.monotonic()
     return {
         row.place: Answer(
-            base.decode(completion.ids),
+            base.decode(completion.ids[: -1 if completion.ended else None]),  # an end token may have a text
             row.decision,
             row.decision.seconds + first.get(index, ended) - started,
             last.get(index, ended) - started,

@@ -79,9 +79,8 @@ class BaseModel:
         return list(encoded["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of generated token ids without special tokens, and without ends that have a text."""
-        said = [token for token in ids if token not in self.eos]
-        return str(self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Return the text of generated token ids without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _without_system_role(messages: list[dict[str, str]]) -> list[dict[str, str]]:

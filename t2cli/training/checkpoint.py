@@ -60,8 +60,9 @@ class RunState:
     tensors: dict[str, torch.Tensor]  # z, best, exp_avg, exp_avg_sq: each (parameters,)
     stale: int = 0  # validations since the best
     at_once: list[int] = field(default_factory=list)  # rollouts, prompts and answers that memory had room for
-    collapses: int = 0
+    collapses: int = 0  # and setbacks: how often the run went back to its best checkpoint
     restarted: int = 0  # the step after which the optimiser was new
+    best_right: list[bool] = field(default_factory=list)  # which validation examples the best has right; []: not known
 
 
 class RunFolder:

@@ -23,7 +23,7 @@ from t2cli.training.checkpoint import RunFolder, RunSpec, RunState
 from t2cli.training.metrics import Listener, StepRecord
 from t2cli.training.publish import Publisher, Trained
 from t2cli.training.questions import Lessons
-from t2cli.training.safety import CollapseWatch, fallen
+from t2cli.training.safety import CollapseWatch, fallen, set_back
 from t2cli.training.trainer import StepResult
 
 
@@ -92,13 +92,14 @@ class TrainingRun:
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
-        accuracy = self._validate(self.policy.reference(), on_done=self.listener.advance)
+        right = self._validate(self.policy.reference(), on_done=self.listener.advance)
+        accuracy = _share(right)
         self.listener.stage("", 0)
         self.listener.note(f"base accuracy on {len(self.validation)} validation examples: {accuracy:.3f}")
         flat = self.policy.flat.detach()
         zeros = torch.zeros_like(flat)
         tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-        state = RunState(0, 0.0, 0, accuracy, accuracy, tensors, at_once=self._sizes())
+        state = RunState(0, 0.0, 0, accuracy, accuracy, tensors, at_once=self._sizes(), best_right=right)
         if self.team.leads:
             self.folder.save(state)
         return state
@@ -120,13 +121,14 @@ class TrainingRun:
         config, started = self.config, time.monotonic()
         examples = self.lessons.of_step(state.step)
         generator = torch.Generator().manual_seed(seed_of_step(config.seed, state.step))
-        step, validation = state.step + 1, None
+        step, right, setback = state.step + 1, list[bool](), ""
         try:
             result = self.trainer.update(self.task, examples, generator)
             collapse = self.watch.see(result.reward, result.kl, result.rollouts)
             if not collapse and (step % config.validate_every == 0 or step == config.steps):
-                validation = self._validate(self.policy.answering())
-                collapse = fallen(state.best_accuracy, validation, len(self.validation))
+                right = self._validate(self.policy.answering())
+                collapse = fallen(state.best_accuracy, _share(right), len(right))
+                setback = "" if collapse else self._setback(state, right)
         except DivergedError as error:  # in all processes, if in one
             result, collapse = StepResult.lost(), error.message
         seconds = time.monotonic() - started
@@ -144,18 +146,23 @@ class TrainingRun:
             seconds=seconds,
             elapsed=state.seconds,
             eta=state.seconds / step * (config.steps - step),
-            validation=validation,
+            validation=_share(right) if right else None,
             rollouts=result.rollouts,
-            collapse=collapse,
+            collapse=collapse or setback,
         )
         if self.team.leads:
             self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
-        if collapse:
-            self._fall_back(state, collapse)
-        self._keep(state, validation)
+        if collapse or setback:
+            self._fall_back(state, "collapse" if collapse else "setback", collapse or setback)
+        self._keep(state, right)
         self.listener.step(record)
 
-    def _fall_back(self, state: RunState, why: str) -> None:
+    def _setback(self, state: RunState, right: list[bool]) -> str:
+        """Return why a validation is a setback, or "": where it would end the run it is none."""
+        last = state.collapses >= self.config.retries or state.step + 1 == self.config.steps
+        return "" if last or not state.best_right else set_back(state.best_right, right)
+
+    def _fall_back(self, state: RunState, what: str, why: str) -> None:
         """Give up the policy as it is, for the best checkpoint and half the learning rate."""
         state.collapses, state.restarted = state.collapses + 1, state.step
         self.watch = CollapseWatch()
@@ -163,18 +170,19 @@ class TrainingRun:
         self.trainer.restore(state.step, state.tensors, restarted=state.step, caution=_caution(state))
         over = state.collapses > self.config.retries
         then = "the run ends with" if over else f"going on at {_caution(state):.2g} of the learning rate from"
-        self.listener.note(f"collapse at step {state.step}: {why}; {then} {_best(state)}")
+        self.listener.note(f"{what} at step {state.step}: {why}; {then} {_best(state)}")
 
-    def _keep(self, state: RunState, validation: float | None) -> None:
-        """Checkpoint the step that was done; remember it if it is the best so far."""
+    def _keep(self, state: RunState, right: list[bool]) -> None:
+        """Checkpoint the step that was done; remember it if it is the best so far, by which validation examples are
+        `right` (none: it was not validated)."""
         state.tensors["z"] = self.policy.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
-        if validation is not None:
+        if right:
             self.team.check_same(self.policy.flat)
             state.stale += 1
-        if validation is not None and validation > state.best_accuracy:
-            state.best_accuracy, state.best_step, state.stale = validation, state.step, 0
-            state.tensors["best"] = state.tensors["z"]
+        if right and _share(right) > state.best_accuracy:
+            state.best_accuracy, state.best_step, state.stale = _share(right), state.step, 0
+            state.best_right, state.tensors["best"] = right, state.tensors["z"]
         state.at_once = self._sizes()
         if self.team.leads:
             self.folder.save(state)
@@ -185,15 +193,19 @@ class TrainingRun:
             room.size = self.team.least(room.size)
         return [room.size for room in self.rooms]
 
-    def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> float:
+    def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> list[bool]:
         with use:
             answers = answers_in_use(self.policy.text_model, self.task, self.validation, on_done=on_done)
         self.policy.release()
-        return answers.accuracy
+        return list(answers.right)
+
+
+def _share(right: Sequence[bool]) -> float:
+    return sum(right) / len(right)
 
 
 def _caution(state: RunState) -> float:
-    """Return the share of the learning rate that is used: half after each collapse."""
+    """Return the share of the learning rate that is used: half after each collapse or setback."""
     return float(0.5**state.collapses)
 
 

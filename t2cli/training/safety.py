@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+
+from t2cli.evaluation.statistics import mcnemar_exact
 
 if TYPE_CHECKING:
     from t2cli.training.metrics import StepRecord
@@ -25,6 +27,7 @@ HALF = 0.5  # of the best share of right rollouts so far: less is a collapse, wh
 SIGNIFICANT = 4.0  # standard errors; rollouts of one prompt resemble each other, so that this is less than it seems
 RUNAWAY_KL = 6.0  # nats per token over a window, where rewards are down as well: a good policy may be far from the base
 DOWN = 0.75  # of the best share of right rollouts
+LEVEL = 0.05  # of the paired test that calls a validation worse than the best one
 
 
 def relative_change(delta: torch.Tensor, S: torch.Tensor) -> float:
@@ -44,6 +47,18 @@ def fallen(best: float, accuracy: float, n: int) -> str:
     if accuracy < HALF * best and best - accuracy > SIGNIFICANT * error:
         return f"the accuracy fell from {best:.1%} to {accuracy:.1%} of the validation examples"
     return ""
+
+
+def set_back(best: Sequence[bool], now: Sequence[bool]) -> str:
+    """Return in what the answers `now` to validation examples are measurably worse than the best checkpoint's, or "".
+
+    By a paired test, so that it sees what is far from a collapse: steps that are too long for what is left to learn.
+    """
+    gained = sum(new and not old for old, new in zip(best, now, strict=True))
+    lost = sum(old and not new for old, new in zip(best, now, strict=True))
+    if lost <= gained or (p := mcnemar_exact(gained, lost)) >= LEVEL:
+        return ""
+    return f"{sum(now)} of {len(now)} validation examples are right, and were {sum(best)} at best (p {p:.1g})"
 
 
 class CollapseWatch:

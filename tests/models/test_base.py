@@ -41,16 +41,6 @@ def test_special_tokens_are_left_out_of_the_answer(load: Load) -> None:
     assert base.decode([*ids, base.tokenizer.eos_token_id]) == "sum: 7"
 
 
-def test_an_end_that_is_no_special_token_is_left_out_of_the_answer_too(copied: Callable[..., Path]) -> None:
-    folder = copied()
-    path = folder / "generation_config.json"
-    end = load_base(str(folder), device="cpu").tokenizer("7")["input_ids"][-1]  # a token with a text of its own
-    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [1, end]}))
-    base = load_base(str(folder), device="cpu")
-    assert base.tokenizer.decode([end], skip_special_tokens=True) == "7"
-    assert base.decode([*base.tokenizer("sum: ")["input_ids"], end]) == "sum: "
-
-
 @pytest.mark.parametrize(
     "refusal", ["{{ raise_exception('no') if messages[0].role == 'system' }}", "{% set messages = messages[-1:] %}"]
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from interruptions import Heard
 from odd_task import SMALL, OddTask, spec_of
 
+from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
@@ -17,6 +18,7 @@ from t2cli.tasks.base import Example
 from t2cli.training.checkpoint import RunFolder, new_run, run_to_resume
 from t2cli.training.loop import TrainingRun
 from t2cli.training.metrics import Listener
+from t2cli.training.safety import set_back
 
 Open = Callable[[], AdaptedModel]
 TURN = 8  # the step from which on nothing is right any more in training
@@ -30,6 +32,20 @@ class TurningTask(OddTask):
     def reward(self, example: Example, completion: str) -> float:
         _, split, seed, _ = example.id.split("-")
         return -1.0 if split == "train" and int(seed) >= TURN else super().reward(example, completion)
+
+
+@dataclass(frozen=True)
+class WaningTask(OddTask):
+    """Pays for odd digits, until every third validation question is lost."""
+
+    turned: list[bool] = field(default_factory=list)
+
+    def reward(self, example: Example, completion: str) -> float:
+        _, split, seed, i = example.id.split("-")
+        if split == "train" and int(seed) >= TURN:
+            self.turned.append(True)
+        lost = bool(self.turned) and split == "validation" and int(i) % 3 == 0
+        return -1.0 if lost else super().reward(example, completion)
 
 
 class ReversedTask(OddTask):
@@ -52,9 +68,13 @@ class Noting(Heard):
 
 
 def run_of(
-    adapted: AdaptedModel, listener: Listener, folder: RunFolder | None = None, task: OddTask | None = None
+    adapted: AdaptedModel,
+    listener: Listener,
+    folder: RunFolder | None = None,
+    task: OddTask | None = None,
+    config: TrainConfig = CONFIG,
 ) -> TrainingRun:
-    spec = spec_of(adapted, CONFIG)
+    spec = spec_of(adapted, config)
     folder = folder or new_run(adapted.base.identity.folder_name, spec)
     return TrainingRun(adapted, task or TurningTask(), folder.spec(), folder, listener)
 
@@ -92,6 +112,54 @@ def test_a_collapse_and_an_interruption_end_the_same(open_counting: Open, regist
         assert (state.collapses, state.restarted, state.best_step) == (1, step, wanted.best_step)
         for name, tensor in wanted.tensors.items():
             assert torch.equal(state.tensors[name], tensor), (after, name)
+
+
+def test_a_measurably_worse_validation_is_a_setback(open_counting: Open, registry: LocalRegistry) -> None:
+    heard = Noting()
+    run = run_of(open_counting(), heard, task=WaningTask())
+    run.run(registry)
+    records, state = run.folder.metrics.read(), run.folder.load()
+    assert state is not None
+    (setback,) = [record for record in records if record.collapse]
+    assert (setback.step, state.collapses, state.restarted) == (12, 1, 12)
+    (said,) = [note for note in heard.notes if "setback" in note]
+    right = [round(24 * record.validation) for record in records if record.validation is not None]
+    assert said.startswith(
+        f"setback at step 12: {right[2]} of 24 validation examples are right, and were {max(right)} at"
+    )
+    assert said.endswith(f"going on at 0.5 of the learning rate from the checkpoint of step {state.best_step}")
+    assert [record.learning_rate for record in records[9:]] == [0.3, 0.3, 0.3, 0.15, 0.15, 0.15]
+    assert sum(state.best_right) == max(right)
+
+    first = run_of(open_counting(), Noting(after_step=11), task=WaningTask())
+    with pytest.raises(KeyboardInterrupt):
+        first.run(registry)
+    again = open_counting()
+    resumed = run_of(again, Noting(), run_to_resume(again.base.identity.folder_name, "odd"), WaningTask())
+    resumed.run(registry)
+    ended = resumed.folder.load()
+    assert ended is not None
+    assert ended.best_right == state.best_right
+    assert torch.equal(ended.tensors["z"], state.tensors["z"])
+
+
+def test_a_setback_ends_no_run(open_counting: Open) -> None:
+    """Without retries there is none, and the last step has nothing to go on to."""
+    for config in (replace(CONFIG, retries=0), replace(CONFIG, steps=12)):
+        run = run_of(open_counting(), Noting(), task=WaningTask(), config=config)
+        state = run.train()
+        assert (state.step, state.collapses) == (config.steps, 0)
+
+
+def test_only_what_chance_does_not_explain_is_a_setback() -> None:
+    best = [True] * 60 + [False] * 40
+    assert set_back(best, [False] * 20 + [True] * 40 + [False] * 40) == (
+        "40 of 100 validation examples are right, and were 60 at best (p 2e-06)"
+    )
+    assert set_back(best, [False] * 20 + [True] * 54 + [False] * 26) == ""  # 20 lost, 14 gained
+    assert set_back(best, [False] * 5 + [True] * 55 + [False] * 40) == ""  # p 0.06
+    assert set_back(best, [False] * 6 + [True] * 54 + [False] * 40)
+    assert set_back(best, best) == set_back(best, [True] * 100) == ""
 
 
 def test_what_is_worse_than_the_base_is_not_published(open_counting: Open, registry: LocalRegistry) -> None:

@@ -251,7 +251,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(open_counting: Open, registr
         first.run(registry)
     state = first.folder.load()
     assert state is not None
-    assert replace(state, stale=0, at_once=[]) == RunState(
+    assert replace(state, stale=0, at_once=[], best_right=[]) == RunState(
         state.step, state.seconds, state.best_step, state.best_accuracy, state.base_accuracy, state.tensors
     )
     run_file = first.folder.path / "run.json"
