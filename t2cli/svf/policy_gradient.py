@@ -9,9 +9,10 @@ Deviations from the paper:
 1. The reward is replaced by a leave-one-out advantage (RLOO; Ahmadian et al. 2024, arXiv 2402.14740): the mean reward
    of the prompt's other rollouts is the baseline. Plain REINFORCE on -1/+1 rewards collapses this class of model;
    it is there as the baseline `none`.
-2. The KL term is the k3 estimator on the sampled tokens (Schulman 2020): never negative, and of low variance. Its value
-   is KL(pi_z || pi_base). Its gradient, taken through log pi_z alone, is on average that of KL(pi_base || pi_z), which
-   is the same near the base and pulls harder at what the base would say and pi_z no longer does (as in GRPO).
+2. The KL term's gradient is that of the k2 estimator on the sampled tokens, (log pi_z - log pi_base)^2 / 2: on average
+   that of KL(pi_z || pi_base), and linear in the difference. That of k3, as in GRPO, is exponential in it: one token
+   which the base would say and pi_z hardly does outweighed all rewards of a step, and policies that had learned to
+   answer were thrown off by it. For the log the value is k3 (Schulman 2020): never negative, and of low variance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 
 
 class Loss(NamedTuple):
-    """`total` has the gradient; `kl` is the mean k3 estimate per token, detached, for the log."""
+    """`total` has the gradient, by k2; `kl` is the mean k3 estimate per token, detached, for the log."""
 
     total: torch.Tensor
     kl: torch.Tensor
@@ -56,11 +57,13 @@ def token_logp(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return chosen - torch.logsumexp(logits.float(), dim=-1)
 
 
-def k3(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
-    """Return the k3 estimate of KL(pi_z || pi_base) per sampled token: exp(d) - d - 1 with d = ref - logp.
+def k2(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
+    """Return d^2 / 2 per sampled token with d = ref - logp; its gradient is on average that of KL(pi_z || pi_base)."""
+    return (reference_logp - logp).square() / 2
 
-    See the head of this file for what its gradient is.
-    """
+
+def k3(logp: torch.Tensor, reference_logp: torch.Tensor) -> torch.Tensor:
+    """Return the k3 estimate of KL(pi_z || pi_base) per sampled token: exp(d) - d - 1 with d = ref - logp."""
     difference = reference_logp - logp
     return torch.exp(difference) - difference - 1
 
@@ -81,6 +84,8 @@ def policy_gradient_loss(
     """
     mask = mask.to(logp.dtype)
     reinforce = -(advantages.detach() * (logp * mask).sum(dim=1)).sum()
-    kl = k3(logp, reference_logp.detach()) * mask
-    total = (reinforce + kl_coefficient * kl.sum()) / rollouts
-    return Loss(total, (kl.sum() / mask.sum().clamp_min(1)).detach())
+    reference_logp = reference_logp.detach()
+    penalty = (k2(logp, reference_logp) * mask).sum()
+    total = (reinforce + kl_coefficient * penalty) / rollouts
+    kl = (k3(logp.detach(), reference_logp) * mask).sum() / mask.sum().clamp_min(1)
+    return Loss(total, kl)

@@ -197,7 +197,7 @@ class Trainer:
         with torch.enable_grad(), self.policy.differentiable():
             logp = rollout_logp(model, packed)
             if reference_logp is None:
-                reference_logp = logp.detach()  # k3 and its gradient are 0
+                reference_logp = logp.detach()  # the penalty and its gradient are 0
             loss = policy_gradient_loss(
                 logp.flatten(0, 1),
                 reference_logp.flatten(0, 1),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from t2cli.svf.policy_gradient import k3, leave_one_out, policy_gradient_loss, token_logp
+from t2cli.svf.policy_gradient import k2, k3, leave_one_out, policy_gradient_loss, token_logp
 
 
 def test_leave_one_out_by_hand() -> None:
@@ -66,16 +66,29 @@ def test_k3_estimates_the_kl_divergence() -> None:
     assert torch.allclose(expected, (ours.exp() * (ours - theirs)).sum())
 
 
-def test_its_gradient_is_that_of_the_divergence_from_the_base() -> None:
+def test_the_gradient_of_k2_is_that_of_the_divergence_from_the_base() -> None:
     """What the expectation over samples of pi is, exactly: every token once, weighted by its probability."""
     base = torch.tensor([0.6, 0.3, 0.1])
     logits = torch.tensor([0.1, 0.3, 0.6]).log().requires_grad_()
     logp = torch.log_softmax(logits, dim=0)
-    (found,) = torch.autograd.grad((logp.exp().detach() * k3(logp, base.log())).sum(), logits, retain_graph=True)
-    (from_base,) = torch.autograd.grad((base * (base.log() - logp)).sum(), logits, retain_graph=True)
-    (to_base,) = torch.autograd.grad((logp.exp() * (logp - base.log())).sum(), logits)
-    assert torch.allclose(found, from_base, atol=1e-6)
-    assert not torch.allclose(found, to_base, atol=0.1)
+    (found,) = torch.autograd.grad((logp.exp().detach() * k2(logp, base.log())).sum(), logits, retain_graph=True)
+    (by_k3,) = torch.autograd.grad((logp.exp().detach() * k3(logp, base.log())).sum(), logits, retain_graph=True)
+    (of_kl,) = torch.autograd.grad((logp.exp() * (logp - base.log())).sum(), logits)
+    assert torch.allclose(found, of_kl, atol=1e-6)
+    assert not torch.allclose(by_k3, of_kl, atol=0.1)
+
+
+def test_a_token_that_only_the_base_would_say_does_not_outweigh_the_rewards() -> None:
+    logp = torch.full((4, 24), -0.1)
+    logp[0, 0] = -9.0  # met once in 8,000 samples; the base would say it one time in ten
+    logp.requires_grad_()
+    reference, mask = torch.full((4, 24), -0.1), torch.ones(4, 24)
+    reference[0, 0] = -2.3
+    advantages = torch.tensor([1.0, -1 / 3, -1 / 3, -1 / 3])
+    for coefficient, longest in ((0.02, 1.2), (0.1, 1.7)):
+        loss = policy_gradient_loss(logp, reference, mask, advantages, kl_coefficient=coefficient, rollouts=4)
+        (gradient,) = torch.autograd.grad(loss.total, logp)
+        assert float(4 * gradient.abs().max()) < longest
 
 
 def test_loss_by_hand() -> None:
@@ -83,15 +96,14 @@ def test_loss_by_hand() -> None:
     reference = torch.tensor([[-1.0, -2.0], [-3.0 + math.log(2.0), 0.0]])
     mask = torch.tensor([[1, 1], [1, 0]])
     loss = policy_gradient_loss(logp, reference, mask, torch.tensor([2.0, -1.0]), kl_coefficient=0.5, rollouts=4)
-    one_kl = 2 - math.log(2.0) - 1
     # -(2 * -3 - 1 * -3) = 3 for the rewards
-    assert loss.total.item() == pytest.approx((3 + 0.5 * one_kl) / 4)
-    assert loss.kl.item() == pytest.approx(one_kl / 3)
+    assert loss.total.item() == pytest.approx((3 + 0.5 * math.log(2.0) ** 2 / 2) / 4)
+    assert loss.kl.item() == pytest.approx((2 - math.log(2.0) - 1) / 3)
     assert not loss.kl.requires_grad
     loss.total.backward()
     assert logp.grad is not None
-    # d/dlogp of exp(d) - d - 1 with d = ref - logp is 1 - exp(d) = -1
-    wanted = torch.tensor([[-2.0, -2.0], [1.0 - 0.5, 0.0]]) / 4
+    # d/dlogp of d^2 / 2 with d = ref - logp is -d = -log 2
+    wanted = torch.tensor([[-2.0, -2.0], [1.0 - 0.5 * math.log(2.0), 0.0]]) / 4
     assert torch.allclose(logp.grad, wanted)
 
 
@@ -122,7 +134,7 @@ def test_gradient_equals_that_of_an_independent_formula() -> None:
         for t in range(int(lengths[b])):
             p = theirs[b, t].softmax(-1)[ids[b, t]]
             q = reference_logits[b, t].softmax(-1)[ids[b, t]]
-            objective = objective + advantage * p.log() - 0.3 * (q / p - 1 - (q / p).log())
+            objective = objective + advantage * p.log() - 0.3 * (q / p).log() ** 2 / 2
     (-objective / 6).backward()
     assert torch.allclose(loss.total, -objective / 6)
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-7)

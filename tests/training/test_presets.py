@@ -97,7 +97,7 @@ class ByHand:
         return logits.log_softmax(-1)[rows, torch.tensor(answer)]
 
     def gradient(self, p: torch.Tensor, rollouts: Rollouts, name: str) -> torch.Tensor:
-        """Return dL/dp of equation 2's loss, -1/B sum of advantage * log pi(y) + lambda k3, with autograd."""
+        """Return dL/dp of equation 2's loss, -1/B sum of advantage * log pi(y) + lambda k2, with autograd."""
         p = p.detach().double().requires_grad_()
         weights, start = {}, 0
         for weight, (U, S, Vh) in zip(self.names, self.factors, strict=True):
@@ -116,8 +116,8 @@ class ByHand:
                     continue  # no advantage in the whole group: left out, KL included
                 logp = self.logp(weights, prompt, completion.ids)
                 ratio = self.logp({}, prompt, completion.ids).detach() - logp
-                k3 = (ratio.exp() - 1 - ratio).sum()
-                loss = loss - advantage * logp.sum() + {"t2": 0.02, "paper": 0.1, "reference": 0.0}[name] * k3
+                k2 = (ratio**2 / 2).sum()
+                loss = loss - advantage * logp.sum() + {"t2": 0.02, "paper": 0.1, "reference": 0.0}[name] * k2
         (found,) = torch.autograd.grad(loss / rollouts.rewards.numel(), p)
         return found
 
