@@ -61,7 +61,7 @@ class TrainConfig:
     micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
     validate_every: int = 10
     validation_examples: int = 100
-    retries: int = 2  # of a policy that collapsed: from the best checkpoint, with half the learning rate
+    retries: int = 2  # of a policy that collapsed or got worse: from the best checkpoint, with half the learning rate
     patience: int = 0  # validations without a better checkpoint before the run ends; 0: it never ends early
     evaluation_examples: int = 500
     selection: str = "all"

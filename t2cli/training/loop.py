@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from t2cli.errors import DivergedError, T2Error
-from t2cli.evaluation.evaluate import Advance, answers_in_use
+from t2cli.evaluation.evaluate import Advance, Answers, answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.svf.evolution import seed_of_step
@@ -92,14 +92,15 @@ class TrainingRun:
 
     def _start(self) -> RunState:
         self.listener.stage("validate the base", len(self.validation))
-        right = self._validate(self.policy.reference(), on_done=self.listener.advance)
-        accuracy = _share(right)
+        answers = self._validate(self.policy.reference(), on_done=self.listener.advance)
+        accuracy = answers.accuracy
         self.listener.stage("", 0)
         self.listener.note(f"base accuracy on {len(self.validation)} validation examples: {accuracy:.3f}")
         flat = self.policy.flat.detach()
         zeros = torch.zeros_like(flat)
         tensors = {"z": flat.clone(), "best": flat.clone(), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-        state = RunState(0, 0.0, 0, accuracy, accuracy, tensors, at_once=self._sizes(), best_right=right)
+        state = RunState(0, 0.0, 0, accuracy, accuracy, tensors, at_once=self._sizes())
+        state.best_right = list(answers.right)
         if self.team.leads:
             self.folder.save(state)
         return state
@@ -121,14 +122,14 @@ class TrainingRun:
         config, started = self.config, time.monotonic()
         examples = self.lessons.of_step(state.step)
         generator = torch.Generator().manual_seed(seed_of_step(config.seed, state.step))
-        step, right, setback = state.step + 1, list[bool](), ""
+        step, answers, setback = state.step + 1, None, ""
         try:
             result = self.trainer.update(self.task, examples, generator)
             collapse = self.watch.see(result.reward, result.kl, result.rollouts)
             if not collapse and (step % config.validate_every == 0 or step == config.steps):
-                right = self._validate(self.policy.answering())
-                collapse = fallen(state.best_accuracy, _share(right), len(right))
-                setback = "" if collapse else self._setback(state, right)
+                answers = self._validate(self.policy.answering())
+                collapse = fallen(state.best_accuracy, answers.accuracy, len(self.validation))
+                setback = "" if collapse else self._setback(state, answers)
         except DivergedError as error:  # in all processes, if in one
             result, collapse = StepResult.lost(), error.message
         seconds = time.monotonic() - started
@@ -146,7 +147,7 @@ class TrainingRun:
             seconds=seconds,
             elapsed=state.seconds,
             eta=state.seconds / step * (config.steps - step),
-            validation=_share(right) if right else None,
+            validation=None if answers is None else answers.accuracy,
             rollouts=result.rollouts,
             collapse=collapse or setback,
         )
@@ -154,13 +155,13 @@ class TrainingRun:
             self.folder.metrics.append(record)  # first: a resume cuts lines that the checkpoint does not know
         if collapse or setback:
             self._fall_back(state, "collapse" if collapse else "setback", collapse or setback)
-        self._keep(state, right)
+        self._keep(state, answers)
         self.listener.step(record)
 
-    def _setback(self, state: RunState, right: list[bool]) -> str:
-        """Return why a validation is a setback, or "": where it would end the run it is none."""
+    def _setback(self, state: RunState, answers: Answers) -> str:
+        """Return why a validation is a setback, or "": where no step would follow it is none."""
         last = state.collapses >= self.config.retries or state.step + 1 == self.config.steps
-        return "" if last or not state.best_right else set_back(state.best_right, right)
+        return "" if last or not state.best_right else set_back(state.best_right, answers.right)
 
     def _fall_back(self, state: RunState, what: str, why: str) -> None:
         """Give up the policy as it is, for the best checkpoint and half the learning rate."""
@@ -172,17 +173,16 @@ class TrainingRun:
         then = "the run ends with" if over else f"going on at {_caution(state):.2g} of the learning rate from"
         self.listener.note(f"{what} at step {state.step}: {why}; {then} {_best(state)}")
 
-    def _keep(self, state: RunState, right: list[bool]) -> None:
-        """Checkpoint the step that was done; remember it if it is the best so far, by which validation examples are
-        `right` (none: it was not validated)."""
+    def _keep(self, state: RunState, answers: Answers | None) -> None:
+        """Checkpoint the step that was done; remember it if it is the best so far (None: it was not validated)."""
         state.tensors["z"] = self.policy.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
-        if right:
+        if answers is not None:
             self.team.check_same(self.policy.flat)
             state.stale += 1
-        if right and _share(right) > state.best_accuracy:
-            state.best_accuracy, state.best_step, state.stale = _share(right), state.step, 0
-            state.best_right, state.tensors["best"] = right, state.tensors["z"]
+        if answers is not None and answers.accuracy > state.best_accuracy:
+            state.best_accuracy, state.best_step, state.stale = answers.accuracy, state.step, 0
+            state.best_right, state.tensors["best"] = list(answers.right), state.tensors["z"]
         state.at_once = self._sizes()
         if self.team.leads:
             self.folder.save(state)
@@ -193,15 +193,11 @@ class TrainingRun:
             room.size = self.team.least(room.size)
         return [room.size for room in self.rooms]
 
-    def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> list[bool]:
+    def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> Answers:
         with use:
             answers = answers_in_use(self.policy.text_model, self.task, self.validation, on_done=on_done)
         self.policy.release()
-        return list(answers.right)
-
-
-def _share(right: Sequence[bool]) -> float:
-    return sum(right) / len(right)
+        return answers
 
 
 def _caution(state: RunState) -> float:

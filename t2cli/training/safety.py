@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from t2cli.evaluation.statistics import mcnemar_exact
+from t2cli.evaluation.statistics import paired_gain
 
 if TYPE_CHECKING:
     from t2cli.training.metrics import StepRecord
@@ -54,11 +54,11 @@ def set_back(best: Sequence[bool], now: Sequence[bool]) -> str:
 
     By a paired test, so that it sees what is far from a collapse: steps that are too long for what is left to learn.
     """
-    gained = sum(new and not old for old, new in zip(best, now, strict=True))
-    lost = sum(old and not new for old, new in zip(best, now, strict=True))
-    if lost <= gained or (p := mcnemar_exact(gained, lost)) >= LEVEL:
+    change = paired_gain(best, now)
+    p = change.mcnemar_p
+    if change.gain >= 0 or p >= LEVEL:
         return ""
-    return f"{sum(now)} of {len(now)} validation examples are right, and were {sum(best)} at best (p {p:.1g})"
+    return f"{sum(now)} of {change.n} validation examples are right, and were {sum(best)} at best (p {p:.1g})"
 
 
 class CollapseWatch:

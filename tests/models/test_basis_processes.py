@@ -30,7 +30,8 @@ TARGETS = 7 * LAYERS
 # Loads everything once; for each line "HOME COUNT SECONDS" it forks processes that start at once, kills the first
 # of them after that time (not for 0), and says how each ended.
 SERVER = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
+from tqdm import tqdm
 from t2cli.config import DecomposeConfig
 from t2cli.models.basis_cache import decompose
 from t2cli.models.catalog import locate
@@ -50,6 +51,7 @@ for line in sys.stdin:
             os.close(opened)
             os.read(gate, 1)
             os.environ["T2_HOME"] = home
+            tqdm.set_lock(threading.RLock())  # else all share a semaphore, which one that is killed may hold
             os._exit(decompose(files, identity, DecomposeConfig(), quiet=True).computed)
         children.append(child)
     started = time.monotonic()
