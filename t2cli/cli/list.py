@@ -13,7 +13,7 @@ from t2cli.cli.completion import category_names
 from t2cli.cli.options import DEFAULT_BASE, Device, Json, OnlyBase, Quiet, RegistryPath
 from t2cli.cli.output import Output, table
 from t2cli.errors import T2Error, UsageError
-from t2cli.lookup import require
+from t2cli.lookup import near_matches, require
 
 if TYPE_CHECKING:
     from t2cli.registry.local import ExpertEntry
@@ -92,10 +92,22 @@ def list_experts(
         folders = remote or " and ".join(str(folder) for folder in experts.search_path)
         which = f"{len(entries)} experts, but none of those," if entries else "no experts"
         out.say(f"there are {which} in {folders}: t2 train --task TASK makes one")
+        if base and entries:
+            _say_bases(out, entries, base)
     if not compatible:
         _say_relations(out, listed, target, relation_to)
     elif known_fingerprint(target) is None:
         out.say(f"nothing is known of {target} yet: t2 decompose {target} reads its weights")
+
+
+def _say_bases(out: Output, entries: list[ExpertEntry], base: str) -> None:
+    """Say which base models there are experts for, where nothing goes by the name of `base`: it may be mistyped."""
+    from t2cli.models.catalog import known_fingerprint
+    from t2cli.registry.resolve import is_base
+
+    if known_fingerprint(base) is None and not any(is_base(entry.slot, base) for entry in entries):
+        bases = near_matches(base, {entry.manifest.base.name for entry in entries})
+        out.say(f"they were made for other base models than {base}: {bases}")
 
 
 def _of_category(entries: list[ExpertEntry], category: str) -> list[ExpertEntry]:

@@ -128,6 +128,14 @@ def test_base_filters_by_weights_where_they_are_known_and_by_name(t2: T2, regist
     assert experts(t2("list", "--registry", registry, "--json", "--base", "example/never-loaded")) == []
 
 
+def test_a_base_that_no_expert_is_for_is_told_from_those_that_there_are(t2: T2, registry: Path) -> None:
+    mistyped = t2("list", "--registry", registry, "--base", "smollm2-13m")
+    assert (mistyped.returncode, mistyped.stdout) == (0, "")
+    assert "for other base models than smollm2-13m: did you mean smollm2-135m?" in mistyped.stderr
+    other = t2("list", "--registry", registry, "--base", "qwen3-0.6b", "--kind", "mix")
+    assert "other base models" not in other.stderr
+
+
 def test_compatible_leaves_out_what_cannot_be_used(t2: T2, registry: Path, known_base: Path, make_expert: Make) -> None:
     first = LocalRegistry([registry]).find("code")
     for name, digit, probe in (("near", "c", -40.1), ("far", "d", 40.0)):
