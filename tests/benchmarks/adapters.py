@@ -12,11 +12,7 @@ in its result.json and test-N.json; its checkpoint, state.safetensors, is not ne
 
 The runs behind RESULTS.md are in tests/benchmarks/adapter_runs: as OUT it shows them, and what is missing is made.
 
-The difference of the adapters is that of their mean over the seeds; its interval comes from drawing the questions anew.
-
-area      mean share of right rollouts over all steps, each of fresh training questions at temperature 1
-test      of the best checkpoint of each run, greedy; a run that found nothing better than the base counts as the base
-seconds   median per step; memory: the most that the process had, resident or on the GPU
+What the columns of the tables mean is in adapter_tables.py.
 """
 
 from __future__ import annotations
@@ -24,47 +20,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adapter_tables import RATES, Result, Run, base_file, tables, test_file, tuned_runs
 from clock import peak_megabytes
-from table import print_table
 
 if TYPE_CHECKING:
     from t2cli.training.checkpoint import RunFolder, RunState
     from t2cli.training.loop import TrainingRun
 
 BASE = "smollm2-135m"
-RATES = {"svf": (2e-3, 6e-3, 2e-2, 6e-2), "lora": (2e-4, 4e-4, 8e-4, 1.6e-3)}  # lower ones were no better on any task
 VALIDATION, TEST_SEED = 200, 0
-
-Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the grid."""
-
-    task: str
-    adapter: str
-    rate: float
-    seed: int
-
-    def folder(self, out: Path) -> Path:
-        """Return where it lies."""
-        return out / self.task / f"{self.adapter}-{self.rate:g}-{self.seed}"
-
-    def result(self, out: Path) -> Result | None:
-        """Return what came out, None before its end."""
-        path = self.folder(out) / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
 
 
 def train(run: Run, options: argparse.Namespace) -> None:
@@ -157,37 +129,12 @@ def judge(run: Run, options: argparse.Namespace) -> None:
 PARTS = {"base": ask_base, "train": train, "judge": judge}
 
 
-def base_file(task: str, options: argparse.Namespace) -> Path:
-    """Return where it is kept which test questions the base has right."""
-    out: Path = options.out
-    return out / task / f"base-{options.test}.json"
-
-
-def test_file(run: Run, options: argparse.Namespace) -> Path:
-    """Return where it is kept which test questions a run has right."""
-    return run.folder(options.out) / f"test-{options.test}.json"
-
-
 def write(path: Path, record: Result) -> None:
     """Write a file that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(record) + "\n")
     temporary.replace(path)
-
-
-def best_rate(task: str, adapter: str, seed: int, out: Path) -> float | None:
-    """Return the rate that an adapter is used with; None while a rate is not yet tried."""
-    found = {rate: Run(task, adapter, rate, seed).result(out) for rate in RATES[adapter]}
-    if not all(found.values()):
-        return None
-    return max(found, key=lambda rate: (found[rate]["validation"], found[rate]["area"]))  # type: ignore[index]
-
-
-def tuned_runs(options: argparse.Namespace) -> list[Run]:
-    """Return the runs at the chosen rates, as far as these are known."""
-    rates = {(t, a): best_rate(t, a, options.seeds[0], options.out) for t in options.tasks for a in RATES}
-    return [Run(t, a, rate, seed) for seed in options.seeds for (t, a), rate in rates.items() if rate is not None]
 
 
 def spawn(what: str, run: Run, options: argparse.Namespace) -> None:
@@ -220,67 +167,8 @@ def work(options: argparse.Namespace) -> None:
                 for adapter, rate in zip(RATES, pair, strict=True)
             ]
             list(pool.map(lambda run: make(run, options), first))
-            tuned = [run for run in tuned_runs(options) if run.task == task]
+            tuned = [run for adapter in RATES for run in tuned_runs(task, adapter, options)]
             list(pool.map(lambda run: make(run, options), tuned))
-
-
-def show(options: argparse.Namespace) -> None:
-    """Print what every run came to, and the comparison at the chosen rates."""
-    rows = []
-    for path in sorted(options.out.glob("*/*/result.json")):
-        result, test = json.loads(path.read_text()), path.with_name(f"test-{options.test}.json")
-        figures = [f"{result[key]:.3f}" for key in ("base_validation", "validation", "area", "last")]
-        figures.append(f"{statistics.mean(json.loads(test.read_text())['right']):.3f}" if test.is_file() else "-")
-        kl = "-" if result["kl"] is None else f"{result['kl']:.2f}"
-        seconds, memory = f"{result['seconds_per_step']:.1f}", f"{result['memory_mb']:.0f}"
-        rows.append([f"{path.parts[-3]} {path.parts[-2]}", *figures, str(result["collapses"]), kl, seconds, memory])
-    print_table(("run", "base", "validation", "area", "last 5", "test", "collapses", "KL", "s/step", "MB"), rows)
-    print()
-    rows = [row for task in options.tasks for adapter in RATES for row in compared(task, adapter, options)]
-    print_table(("task, adapter", "rate", "test by seed", "mean", "gain", "p", "area", "numbers", "s/step", "MB"), rows)
-    for task in options.tasks:
-        svf, lora = (rights(task, adapter, options) for adapter in RATES)
-        if svf and lora:
-            low, difference, high = difference_of(svf, lora)
-            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
-            print(f"{task}: svf - lora {100 * difference:+.1f} points, 95 % interval {interval}")
-
-
-def rights(task: str, adapter: str, options: argparse.Namespace) -> dict[Run, list[bool]]:
-    """Return which test questions each judged run at the adapter's rate has right."""
-    runs = [run for run in tuned_runs(options) if (run.task, run.adapter) == (task, adapter)]
-    files = {run: test_file(run, options) for run in runs}
-    return {run: json.loads(file.read_text())["right"] for run, file in files.items() if file.is_file()}
-
-
-def difference_of(svf: dict[Run, list[bool]], lora: dict[Run, list[bool]]) -> tuple[float, float, float]:
-    """Return the difference in accuracy between its 95 % bounds, by 10,000 draws of the questions."""
-    of_svf, of_lora = ([statistics.mean(each) for each in zip(*runs.values(), strict=True)] for runs in (svf, lora))
-    differences = [a - b for a, b in zip(of_svf, of_lora, strict=True)]
-    draw = random.Random(0)
-    means = sorted(statistics.fmean(draw.choices(differences, k=len(differences))) for _ in range(10_000))
-    return means[249], statistics.fmean(differences), means[9_749]
-
-
-def compared(task: str, adapter: str, options: argparse.Namespace) -> list[list[str]]:
-    """Return the row of an adapter at its rate, over the seeds that are judged."""
-    from t2cli.evaluation.statistics import paired_gain
-
-    judged = rights(task, adapter, options)
-    if not judged:
-        return []
-    base = json.loads(base_file(task, options).read_text())["right"]
-    pairs = [paired_gain(base, right) for right in judged.values()]
-    results: list[Result] = [result for run in judged if (result := run.result(options.out))]
-    mean = statistics.mean(pair.expert_accuracy for pair in pairs)
-    by_seed = " ".join(f"{pair.expert_accuracy:.3f}" for pair in pairs)
-    gain = f"{100 * (mean - pairs[0].base_accuracy):+.1f}"
-    worst = f"{max(pair.mcnemar_p for pair in pairs):.1g}"
-    columns = [statistics.mean(r[key] for r in results) for key in ("area", "parameters", "seconds_per_step")]
-    figures = [f"{columns[0]:.3f}", f"{columns[1]:,.0f}", f"{columns[2]:.1f}"]
-    memory = f"{max(r['memory_mb'] for r in results):.0f}"
-    rate = next(iter(judged)).rate
-    return [[f"{task}, {adapter}", f"{rate:g}", by_seed, f"{mean:.3f}", gain, worst, *figures, memory]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -303,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not options.table:
         work(options)
-    show(options)
+    print("\n".join(tables(options)))
 
 
 if __name__ == "__main__":
