@@ -55,7 +55,6 @@ class TrainConfig:
     kl_coefficient: float = 0.02  # at 0 the base is not asked, and no KL is known
     max_gradient_norm: float = 1.0
     max_relative_step: float = 2.5e-3  # of ||W'_new - W'|| / ||W||, times the schedule's share; 0: no bound
-    full_share: float = 0.5  # of the prompts with an advantage: with fewer the rate shrinks (trainer.py); 0: never
     weight_decay: float = 0.0
     population: int = 16  # evolution: candidates per step, in pairs
     sigma: float = 0.02  # evolution: standard deviation of a candidate's p
@@ -78,8 +77,6 @@ class TrainConfig:
             raise ValueError("a leave-one-out baseline needs a group of at least 2 rollouts")
         if self.trainer == "evolution" and (self.adapter != "svf" or self.population < 2 or self.population % 2):
             raise ValueError("evolution needs the adapter svf, and a population of pairs")
-        if not 0 <= self.full_share <= 1:
-            raise ValueError(f"full_share must be from 0 to 1, not {self.full_share}")
         if self.max_relative_step and (self.adapter != "svf" or self.parametrisation != "linear"):
             raise ValueError("a bound on the relative step needs the adapter svf and the linear parametrisation")
 
@@ -106,7 +103,6 @@ _SINGLE = TrainConfig(
     warmup_steps=0,
     max_gradient_norm=1e-3,
     max_relative_step=0.0,
-    full_share=0.0,
     retries=0,
 )
 
@@ -133,10 +129,10 @@ TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     "policy-gradient": {},
     # Its steps are as long as its candidates' distances say: no schedule, and no bound on them.
     "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0}
-    | {"schedule": "constant", "max_relative_step": 0.0, "full_share": 0.0},
+    | {"schedule": "constant", "max_relative_step": 0.0},
     # One forward and backward pass per question, nothing sampled, and no text that a KL could keep like the base's.
     "labels": {"steps": 40, "prompts_per_step": 16, "micro_batch": 16, "validation_examples": 160}
-    | {"kl_coefficient": 0.0, "full_share": 0.0},
+    | {"kl_coefficient": 0.0},
 }
 
 

@@ -13,9 +13,6 @@ Deviations from the paper:
    included, which saves most of its cost while a task is mostly failed or mostly solved.
 5. Without a KL coefficient the base is not asked, and no KL is given.
 6. A step is bounded by how much it changes the weights (see safety.py), in the preset `t2`.
-7. Where fewer than `full_share` of the prompts have an advantage, the learning rate shrinks by the square root of
-   their number. Adam's steps are as long whether one prompt speaks or all: what is behind a step is their number, and
-   the rate goes with the root of the batch (Malladi et al. 2022, arXiv 2205.10287).
 """
 
 from __future__ import annotations
@@ -140,7 +137,7 @@ class Trainer:
             informative, lambda part: self._accumulate(rollouts, advantages, list(part), round(count))
         )
         kl, tokens = team.total(sum(kl for kl, _ in found), sum(tokens for _, tokens in found))
-        norm, rate = self.follow(self._evidence(teaching / prompts))
+        norm, rate = self.follow()
         return StepResult(
             reward=reward / count,
             kl=kl / tokens if tokens and self.config.kl_coefficient else None,
@@ -150,16 +147,10 @@ class Trainer:
             rollouts=round(count),
         )
 
-    def _evidence(self, share: float) -> float:
-        """Return by how much the learning rate shrinks where a `share` of the prompts had an advantage."""
-        full = self.config.full_share
-        return min(1.0, math.sqrt(share / full)) if full else 1.0
-
-    def follow(self, evidence: float = 1.0) -> tuple[float, float]:
+    def follow(self) -> tuple[float, float]:
         """Update once along the gradient that all processes have added up; return its norm and the learning rate.
 
-        The rate is `evidence` times the scheduled. Raises DivergedError if the gradient is not finite, leaving all as
-        it was.
+        Raises DivergedError if the gradient is not finite, leaving all as it was.
         """
         assert self.flat.grad is not None
         self.adapted.team.add(self.flat.grad)
@@ -169,7 +160,7 @@ class Trainer:
                 f"the gradient of step {self.steps_done + 1} is not finite",
                 hint="start again with a smaller --learning-rate, or with another --seed",
             )
-        rate = self.learning_rate(self.steps_done) * evidence
+        rate = self.learning_rate(self.steps_done)
         self._move(rate)
         self.steps_done += 1
         self.policy.changed()

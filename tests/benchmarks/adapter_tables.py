@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Lower rates were behind on all three tasks for both, and learned the less the fewer questions teach something.
+# Lower rates were behind on all three tasks for both.
 RATES = {"svf": (2e-3, 6e-3, 2e-2, 6e-2), "lora": (2e-4, 4e-4, 8e-4, 1.6e-3)}
 NAMES = {"svf": "SVF", "lora": "LoRA"}
 

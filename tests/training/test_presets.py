@@ -37,7 +37,6 @@ TABLE: dict[str, dict[str, object]] = {
         "warmup_steps": 3,
         "max_gradient_norm": 1.0,
         "max_relative_step": 2.5e-3,
-        "full_share": 0.5,
         "kl_coefficient": 0.02,
     },
     "paper": {
@@ -52,7 +51,6 @@ TABLE: dict[str, dict[str, object]] = {
         "schedule": "cosine",
         "warmup_steps": 0,
         "max_gradient_norm": 1e-3,
-        "full_share": 0.0,
         "kl_coefficient": 0.1,
     },
     "reference": {
@@ -67,7 +65,6 @@ TABLE: dict[str, dict[str, object]] = {
         "schedule": "constant",
         "warmup_steps": 0,
         "max_gradient_norm": 1e-3,
-        "full_share": 0.0,
         "kl_coefficient": 0.0,
     },
 }
@@ -248,7 +245,6 @@ def test_the_base_is_validated_and_not_the_start(counting: AdaptedModel, registr
         {"selection": "x"},
         {"group": 1},
         {"rank": 0},
-        {"full_share": 1.5},
         {"trainer": "evolution", "adapter": "lora"},
         {"trainer": "evolution", "population": 15},
     ],
@@ -264,6 +260,5 @@ def test_another_adapter_or_trainer_has_its_own_defaults_unless_given() -> None:
     assert preset("t2", trainer="evolution").prompts_per_step == 4
     evolution = preset("t2", trainer="evolution")  # what is recorded is what it does
     assert (evolution.schedule, evolution.max_relative_step, evolution.warmup_steps) == ("constant", 0.0, 0)
-    assert evolution.full_share == preset("t2", trainer="labels").full_share == 0.0
     with pytest.raises(NotFoundError, match="no trainer named 'evolutoin'"):
         preset("t2", trainer="evolutoin")

@@ -156,23 +156,6 @@ def test_a_step_that_teaches_nothing_leaves_z(reward: float, counting: AdaptedMo
     assert (result.informative, result.gradient_norm, result.kl, result.reward) == (0.0, 0.0, None, reward)
 
 
-@pytest.mark.parametrize(
-    ("teaching", "full_share", "evidence"), [(1, 0.5, 0.5), (4, 0.5, 1.0), (8, 0.5, 1.0), (1, 0, 1)]
-)
-def test_few_prompts_that_teach_something_make_a_short_step(
-    teaching: int, full_share: float, evidence: float, counting: AdaptedModel
-) -> None:
-    config = replace(SMALL, full_share=full_share)
-    trainer = Trainer(counting, config)
-    rollouts = rollouts_of(counting, trainer.policy.z(), prompts=8)
-    rewards = torch.tensor([[1.0, -1.0, -1.0, 1.0]] * teaching + [[-1.0] * 4] * (8 - teaching))
-    result = trainer.step(Rollouts(rollouts.prompts, rollouts.groups, rewards))
-    assert result.informative == teaching / 8
-    assert result.learning_rate == pytest.approx(evidence * SMALL.learning_rate)
-    moved = float((trainer.flat.detach() - 1).abs().max())
-    assert moved == pytest.approx(result.learning_rate, rel=1e-3)  # Adam's first step, whatever its gradient's size
-
-
 def test_a_gradient_that_is_not_finite_leaves_everything(counting: AdaptedModel) -> None:
     trainer = Trainer(counting, SMALL)
     rollouts = rollouts_of(counting, trainer.policy.z())
@@ -191,11 +174,10 @@ def test_a_gradient_that_is_not_finite_leaves_everything(counting: AdaptedModel)
 
 
 def test_weight_decay_pulls_towards_the_base(counting: AdaptedModel) -> None:
-    trainer = shifted(Trainer(counting, replace(SMALL, weight_decay=0.5, full_share=0.0)))
+    trainer = shifted(Trainer(counting, replace(SMALL, weight_decay=0.5)))
     before = trainer.flat.detach().clone()
     rollouts = rollouts_of(counting, trainer.policy.z(), prompts=2)
     rate = trainer.step(Rollouts(rollouts.prompts, rollouts.groups, torch.ones(2, 4))).learning_rate
-    assert rate == SMALL.learning_rate
     assert torch.allclose(trainer.flat - 1, (before - 1) * (1 - 0.5 * rate), atol=1e-6)
 
 
