@@ -167,6 +167,8 @@ def work(options: argparse.Namespace) -> None:
                 for adapter, rate in zip(RATES, pair, strict=True)
             ]
             list(pool.map(lambda run: make(run, options), first))
+            if not all(run.result(options.out) for run in first):
+                continue  # one failed, so that the best rate is not known
             tuned = [run for adapter in RATES for run in tuned_runs(task, adapter, options)]
             list(pool.map(lambda run: make(run, options), tuned))
 
