@@ -92,7 +92,7 @@ class Tuned:
 
     def mean(self, key: str) -> float:
         """Return the mean of a figure over the seeds."""
-        return statistics.mean(result[key] for result in self.results)
+        return float(statistics.mean(result[key] for result in self.results))
 
 
 def tuned(task: str, adapter: str, options: argparse.Namespace) -> Tuned | None:
@@ -106,9 +106,9 @@ def tables(options: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the tables of all tasks that something was run of."""
     for task in options.tasks:
         yield from rates_table(task, options)
-        both = [tuned(task, adapter, options) for adapter in RATES]
-        if all(both):
-            yield from comparison(task, *both, options)  # type: ignore[arg-type]
+        svf, lora = (tuned(task, adapter, options) for adapter in RATES)
+        if svf and lora:
+            yield from comparison(task, svf, lora, options)
 
 
 def rates_table(task: str, options: argparse.Namespace) -> Iterator[str]:

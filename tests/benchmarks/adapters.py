@@ -131,10 +131,9 @@ PARTS = {"base": ask_base, "train": train, "judge": judge}
 
 def write(path: Path, record: Result) -> None:
     """Write a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(record) + "\n")
-    temporary.replace(path)
+    from t2cli.files import write_atomic
+
+    write_atomic(path, json.dumps(record) + "\n")
 
 
 def spawn(what: str, run: Run, options: argparse.Namespace) -> None:
