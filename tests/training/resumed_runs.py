@@ -11,6 +11,7 @@ from odd_task import start
 
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import ExpertEntry, LocalRegistry
+from t2cli.tasks.base import Task
 from t2cli.training.checkpoint import run_to_resume
 from t2cli.training.loop import TrainingRun
 from t2cli.training.publish import Trained
@@ -48,12 +49,14 @@ def assert_same(trained: Trained, run: TrainingRun, other: Trained, other_run: T
         assert torch.equal(state.tensors[name], tensor), name
 
 
-def resumed(first: TrainingRun, open_counting: Open, registry: LocalRegistry) -> tuple[Trained, TrainingRun]:
-    """Interrupt `first` where it was told to be, and finish it as another process would."""
+def resumed(
+    first: TrainingRun, open_counting: Open, registry: LocalRegistry, task: Task | None = None
+) -> tuple[Trained, TrainingRun]:
+    """Interrupt `first` where it was told to be, and finish it as another process would; `task` is its own, if any."""
     with pytest.raises(KeyboardInterrupt):
         first.run(registry)
     again = open_counting()
     folder = run_to_resume(again.base.identity.folder_name, "odd")
     assert folder.path == first.folder.path
-    run = start(again, folder=folder)
+    run = start(again, folder=folder, task=task)
     return run.run(registry), run
