@@ -23,6 +23,7 @@ class Algorithm(Protocol):
 
     policy: Policy
     rooms: Sequence[Room]  # how much goes through the model at once
+    heat: float  # of the rollouts: their temperature, over the one at first
 
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
         """Answer the examples, drawing from `generator`, and update the policy once from the rewards."""
@@ -31,11 +32,18 @@ class Algorithm(Protocol):
         """Return what a checkpoint keeps besides the numbers: exp_avg and exp_avg_sq (parameters,)."""
 
     def restore(
-        self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        restarted: int = 0,
+        caution: float = 1.0,
+        heat: float = 1.0,
     ) -> None:
         """Go on after `step` with z (the numbers), exp_avg and exp_avg_sq (parameters,) of a checkpoint.
 
-        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled.
+        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled,
+        and the rollouts' temperature `heat` times the one at first.
         """
 
 

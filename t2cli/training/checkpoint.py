@@ -62,6 +62,7 @@ class RunState:
     at_once: list[int] = field(default_factory=list)  # rollouts, prompts and answers that memory had room for
     collapses: int = 0  # and setbacks: how often the run went back to its best checkpoint
     restarted: int = 0  # the step after which the optimiser was new
+    heat: float = 1.0  # of the rollouts, over the temperature at first
     best_share: float = 0.0  # of the best one's way from the base, which was too long; 0: not looked at yet
     best_right: list[bool] = field(default_factory=list)  # which validation examples the best has right; []: not known
 

@@ -51,7 +51,7 @@ class EvolutionTrainer:
         self.candidates_at_once = Room(max(1, ROWS // config.prompts_per_step), "candidates")
         self.rooms = (self.candidates_at_once,)
         self.steps_done = 0
-        self.caution = 1.0
+        self.caution = self.heat = 1.0
 
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
         """Score a population around p on the examples, and move p once. Nothing is drawn from `generator`."""
@@ -89,7 +89,13 @@ class EvolutionTrainer:
         return {"exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
     def restore(
-        self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        restarted: int = 0,
+        caution: float = 1.0,
+        heat: float = 1.0,
     ) -> None:
         """Go on after `step` with the numbers z (P,) of a checkpoint, at `caution` times the learning rate."""
         with torch.no_grad():

@@ -111,7 +111,9 @@ class TrainingRun:
         state = self.team.told(self.folder.load(self.policy.flat.numel()) if self.team.leads else None)
         if state is None:
             return None
-        self.trainer.restore(state.step, state.tensors, restarted=state.restarted, caution=_caution(state))
+        self.trainer.restore(
+            state.step, state.tensors, restarted=state.restarted, caution=_caution(state), heat=state.heat
+        )
         for room, size in zip(self.rooms, state.at_once, strict=False):  # other sizes would round otherwise
             room.size = size
         if self.team.leads:
@@ -151,6 +153,7 @@ class TrainingRun:
             eta=state.seconds / step * (config.steps - step),
             validation=None if answers is None else answers.accuracy,
             rollouts=result.rollouts,
+            temperature=result.temperature,
             collapse=collapse or setback,
         )
         if self.team.leads:
@@ -170,7 +173,9 @@ class TrainingRun:
         state.collapses, state.restarted = state.collapses + 1, state.step
         self.watch = CollapseWatch()
         state.tensors["z"] = state.tensors["best"]
-        self.trainer.restore(state.step, state.tensors, restarted=state.step, caution=_caution(state))
+        self.trainer.restore(
+            state.step, state.tensors, restarted=state.step, caution=_caution(state), heat=self.trainer.heat
+        )
         over = state.collapses > self.config.retries
         then = "the run ends with" if over else f"going on at {_caution(state):.2g} of the learning rate from"
         self.listener.note(f"{what} at step {state.step}: {why}; {then} {_best(state)}")
@@ -179,6 +184,7 @@ class TrainingRun:
         """Checkpoint the step that was done; remember it if it is the best so far (None: it was not validated)."""
         state.tensors["z"] = self.policy.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
+        state.heat = self.trainer.heat
         if answers is not None:
             self.team.check_same(self.policy.flat)
             state.stale += 1

@@ -29,6 +29,7 @@ class StepRecord:
     eta: float  # until the last step
     validation: float | None = None  # greedy accuracy on the validation examples, where they were run
     rollouts: int = 0
+    temperature: float | None = None  # that they were sampled at; None: they were not
     collapse: str = ""  # why the policy was given up at this step, where it was
 
 

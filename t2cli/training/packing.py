@@ -88,10 +88,11 @@ def pack(prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[Sequence[in
     return Packed(ids, row.attention().to(device), positions, torch.tensor(predicted), *found)
 
 
-def rollout_logp(model: nn.Module, packed: Packed) -> torch.Tensor:
+def rollout_logp(model: nn.Module, packed: Packed, temperature: float = 1.0) -> torch.Tensor:
     """Return log pi(token) (P, G, T) of the sampled tokens under the model as it is; 0 where there is none.
 
-    Raises T2Error where a prompt with its rollout is longer than the model's sliding window: the tree has none.
+    pi is the distribution at the `temperature` that tokens were drawn at. Raises T2Error where a prompt with its
+    rollout is longer than the model's sliding window: the tree has none.
     """
     window, longest = attention_window(model.config), int(packed.positions.max()) + 1
     if window is not None and longest > window:
@@ -108,7 +109,7 @@ def rollout_logp(model: nn.Module, packed: Packed) -> torch.Tensor:
         use_cache=False,
         logits_to_keep=packed.predicted,
     )
-    logits = output.logits[0].float()  # (K, V)
+    logits = output.logits[0].float() / temperature  # (K, V)
     normaliser = torch.logsumexp(logits, dim=-1)  # (K,)
     logp: torch.Tensor = logits[packed.source, packed.tokens] - normaliser[packed.source]  # (P, G, T)
     return logp * packed.mask

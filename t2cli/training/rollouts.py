@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 
@@ -21,7 +22,7 @@ from t2cli.tasks.base import Example, Task, rewards, stop_of
 
 @dataclass(frozen=True)
 class Rollouts:
-    """P prompts with G judged completions each; `rewards` (P, G) in {-1, +1}.
+    """P prompts with G judged completions each, sampled at `temperature`; `rewards` (P, G) in {-1, +1}.
 
     Where several processes train together, those of one of them; P may be 0.
     """
@@ -29,6 +30,13 @@ class Rollouts:
     prompts: list[list[int]]
     groups: list[list[Completion]]
     rewards: torch.Tensor
+    temperature: float = 1.0  # 0: greedy
+
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """Return how many pairs of completions of a prompt are equal, and how many there are."""
+        pairs = [a.ids == b.ids for group in self.groups for a, b in combinations(group, 2)]
+        return sum(pairs), len(pairs)
 
     @property
     def tokens(self) -> int:
@@ -71,7 +79,8 @@ def collect(
         flat = [completion for part in room.over(range(total), sampled) for completion in part]
     groups = [flat[start : start + group] for start in range(0, len(flat), group)]
     asked = [examples[index] for index in mine for _ in range(group)]
-    return Rollouts(prompts, groups, judged(text_model, task, asked, flat).view(len(mine), group))
+    rewards = judged(text_model, task, asked, flat).view(len(mine), group)
+    return Rollouts(prompts, groups, rewards, sampling.temperature)
 
 
 def judged(

@@ -13,6 +13,9 @@ Deviations from the paper:
    included, which saves most of its cost while a task is mostly failed or mostly solved.
 5. Without a KL coefficient the base is not asked, and no KL is given.
 6. A step is bounded by how much it changes the weights (see safety.py), in the preset `t2`.
+7. Rollouts are sampled hotter the more of a prompt's are equal, in the preset `t2`: a policy that is sure of itself
+   says the same wrong thing four times, and learns nothing from that. What is trained is the policy at that
+   temperature: its log-probabilities and the base's are taken at it. Greedy answers are the same at all of them.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ class StepResult:
     tokens: int = 0  # generated
     sampling_seconds: float = 0.0
     rollouts: int = 0
+    temperature: float | None = None  # of the rollouts; None: nothing was sampled
 
     @classmethod
     def lost(cls) -> StepResult:
@@ -60,6 +64,7 @@ class StepResult:
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps
+WARMING = 0.5  # by how much the logarithm of the temperature follows the share of equal rollouts, per step
 
 # Equal as long as their own weight decay is 0; what decays the numbers is in `step`.
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -77,21 +82,29 @@ class Trainer:
         self.optimizer = kind([self.flat], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, config.beta2))
         self.steps_done = 0
         self.caution = 1.0
+        self.heat = 1.0
         self.sampled_at_once = Room(config.prompts_per_step * config.group, "rollouts")
         self.trained_at_once = Room(config.micro_batch, "prompts in the gradient")
         self.rooms: tuple[Room, ...] = (self.sampled_at_once, self.trained_at_once)
 
     def restore(
-        self, step: int, tensors: Mapping[str, torch.Tensor], *, restarted: int = 0, caution: float = 1.0
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        restarted: int = 0,
+        caution: float = 1.0,
+        heat: float = 1.0,
     ) -> None:
         """Go on after `step` with the numbers z, exp_avg and exp_avg_sq (parameters,) of a checkpoint.
 
-        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled.
+        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled,
+        and the rollouts' temperature `heat` times the one at first.
         """
         with torch.no_grad():
             self.flat.copy_(tensors["z"])
         self.policy.changed()
-        self.steps_done, self.caution = step, caution
+        self.steps_done, self.caution, self.heat = step, caution, heat
         self.optimizer.state.clear()
         if step > restarted:
             moments = {name: tensors[name].to(self.flat.device) for name in MOMENTS}
@@ -114,11 +127,21 @@ class Trainer:
     def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
         """Answer the examples as the policy, and update it once from the rewards."""
         started = time.monotonic()
+        config = replace(self.config, temperature=self.config.temperature * self.heat)
         with self.policy.answering():
-            rollouts = collect(self.policy.text_model, task, examples, self.config, generator, self.sampled_at_once)
+            rollouts = collect(self.policy.text_model, task, examples, config, generator, self.sampled_at_once)
         sampled = time.monotonic() - started
         (tokens,) = self.adapted.team.total(rollouts.tokens)
-        return replace(self.step(rollouts), tokens=round(tokens), sampling_seconds=sampled)
+        result = self.step(rollouts)
+        self._warm(rollouts)
+        return replace(result, tokens=round(tokens), sampling_seconds=sampled, temperature=round(config.temperature, 4))
+
+    def _warm(self, rollouts: Rollouts) -> None:
+        """Set the temperature of the next step's rollouts, by how many of these are equal."""
+        equal, pairs = self.adapted.team.total(*rollouts.pairs)
+        if self.config.agreement and pairs:
+            warmer = self.heat * math.exp(WARMING * (equal / pairs - self.config.agreement))
+            self.heat = min(self.config.hottest, max(1.0, warmer))
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint keeps of the optimiser: exp_avg and exp_avg_sq (parameters,)."""
@@ -188,14 +211,15 @@ class Trainer:
         Nothing is added where memory runs out on the way.
         """
         model, device, coefficient = self.adapted.model, self.adapted.base.device, self.config.kl_coefficient
+        temperature = rollouts.temperature or 1.0  # greedy answers are those of any temperature
         groups = [[completion.ids for completion in rollouts.groups[row]] for row in part]
         packed = pack([rollouts.prompts[row] for row in part], groups, device)
         reference_logp = None
         if coefficient:
             with torch.no_grad(), self.policy.reference():
-                reference_logp = rollout_logp(model, packed)
+                reference_logp = rollout_logp(model, packed, temperature)
         with torch.enable_grad(), self.policy.differentiable():
-            logp = rollout_logp(model, packed)
+            logp = rollout_logp(model, packed, temperature)
             if reference_logp is None:
                 reference_logp = logp.detach()  # the penalty and its gradient are 0
             loss = policy_gradient_loss(
