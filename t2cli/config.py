@@ -45,7 +45,7 @@ class TrainConfig:
     prompts_per_step: int = 12
     group: int = 4  # rollouts per prompt
     temperature: float = 1.0  # of the rollouts, at first; 0 is greedy
-    agreement: float = 0.3  # of rollouts of a prompt, share of equal pairs above which it rises (trainer.py); 0: never
+    stuck: float = 0.12  # of a prompt's pairs of rollouts, share of equal, wrong ones from which on it rises; 0: never
     hottest: float = 2.0  # times the temperature at first: it rises no further
     baseline: str = "leave-one-out"
     optimizer: str = "adamw"
@@ -76,8 +76,8 @@ class TrainConfig:
                 raise ValueError(f"{field} must be one of {', '.join(names)}, not {value!r:.60}")
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, not {self.rank}")
-        if not 0 <= self.agreement <= 1 or not self.hottest >= 1:
-            raise ValueError("agreement must be from 0 to 1, and hottest at least 1")
+        if not 0 <= self.stuck <= 1 or not self.hottest >= 1:
+            raise ValueError("stuck must be from 0 to 1, and hottest at least 1")
         if not 0 <= self.shorten < 1:
             raise ValueError(f"shorten must be at least 0 and below 1, not {self.shorten}")
         if self.trainer == "policy-gradient" and self.baseline == "leave-one-out" and self.group < 2:
@@ -104,7 +104,7 @@ _SINGLE = TrainConfig(
     prompts_per_step=48,
     micro_batch=16,
     group=1,
-    agreement=0.0,
+    stuck=0.0,
     baseline="none",
     beta2=0.999,
     learning_rate=2e-3,
@@ -138,10 +138,10 @@ TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     "policy-gradient": {},
     # Its steps are as long as its candidates' distances say: no schedule, and no bound on them.
     "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0}
-    | {"schedule": "constant", "max_relative_step": 0.0, "agreement": 0.0},
+    | {"schedule": "constant", "max_relative_step": 0.0, "stuck": 0.0},
     # One forward and backward pass per question, nothing sampled, and no text that a KL could keep like the base's.
     "labels": {"steps": 40, "prompts_per_step": 16, "micro_batch": 16, "validation_examples": 160}
-    | {"kl_coefficient": 0.0, "agreement": 0.0, "shorten": 0.0},
+    | {"kl_coefficient": 0.0, "stuck": 0.0, "shorten": 0.0},
 }
 
 

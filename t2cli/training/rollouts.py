@@ -34,8 +34,13 @@ class Rollouts:
 
     @property
     def pairs(self) -> tuple[int, int]:
-        """Return how many pairs of completions of a prompt are equal, and how many there are."""
-        pairs = [a.ids == b.ids for group in self.groups for a, b in combinations(group, 2)]
+        """Return how many pairs of completions of a prompt are equal and wrong, and how many there are."""
+        judged = zip(self.groups, self.rewards.tolist(), strict=True)
+        pairs = [
+            a.ids == b.ids and reward < 0
+            for group, rewards in judged
+            for (a, reward), (b, _) in combinations(zip(group, rewards, strict=True), 2)
+        ]
         return sum(pairs), len(pairs)
 
     @property

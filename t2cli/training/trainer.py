@@ -13,9 +13,9 @@ Deviations from the paper:
    included, which saves most of its cost while a task is mostly failed or mostly solved.
 5. Without a KL coefficient the base is not asked, and no KL is given.
 6. A step is bounded by how much it changes the weights (see safety.py), in the preset `t2`.
-7. Rollouts are sampled hotter the more of a prompt's are equal, in the preset `t2`: a policy that is sure of itself
-   says the same wrong thing four times, and learns nothing from that. What is trained is the policy at that
-   temperature: its log-probabilities and the base's are taken at it. Greedy answers are the same at all of them.
+7. Rollouts are sampled hotter the more of a prompt's are equal and wrong, in the preset `t2`: a policy that is sure of
+   what is wrong says it four times, and learns nothing from that. What is trained is the policy at that temperature:
+   its log-probabilities and the base's are taken at it. Greedy answers are the same at all of them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class StepResult:
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps
-WARMING = 0.5  # by how much the logarithm of the temperature follows the share of equal rollouts, per step
+WARMING = 0.5  # by how much the logarithm of the temperature follows the share of stuck pairs, per step
 
 # Equal as long as their own weight decay is 0; what decays the numbers is in `step`.
 OPTIMIZERS: dict[str, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -137,10 +137,10 @@ class Trainer:
         return replace(result, tokens=round(tokens), sampling_seconds=sampled, temperature=round(config.temperature, 4))
 
     def _warm(self, rollouts: Rollouts) -> None:
-        """Set the temperature of the next step's rollouts, by how many of these are equal."""
+        """Set the temperature of the next step's rollouts, by how many of these are equal and wrong."""
         equal, pairs = self.adapted.team.total(*rollouts.pairs)
-        if self.config.agreement and pairs:
-            warmer = self.heat * math.exp(WARMING * (equal / pairs - self.config.agreement))
+        if self.config.stuck and pairs:
+            warmer = self.heat * math.exp(WARMING * (equal / pairs - self.config.stuck))
             self.heat = min(self.config.hottest, max(1.0, warmer))
 
     def moments(self) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The surer a policy is of itself, the hotter its rollouts are sampled; what is trained is the policy as sampled."""
+"""The surer a policy is of what is wrong, the hotter its rollouts are sampled, and it is trained as it was sampled."""
 
 from __future__ import annotations
 
@@ -20,25 +20,34 @@ from t2cli.training.rollouts import Rollouts, collect
 from t2cli.training.trainer import WARMING, Trainer
 
 CPU = torch.device("cpu")
-SURE = replace(SMALL, steps=8, validate_every=4, agreement=0.1)
+SURE = replace(SMALL, steps=8, validate_every=4, temperature=0.3, stuck=0.02)
 
 
 def said(*answers: str) -> Rollouts:
-    """Return rollouts that are equal where their letters are, a text of them for each prompt."""
+    """Return rollouts that are equal where their letters are, a text of them for each prompt; capitals are right."""
     groups = [[Completion((ord(letter),), True) for letter in group] for group in answers]
-    return Rollouts([[1]] * len(answers), groups, torch.zeros(len(answers), len(answers[0])))
+    rewards = torch.tensor([[1.0 if letter.isupper() else -1.0 for letter in group] for group in answers])
+    return Rollouts([[1]] * len(answers), groups, rewards)
 
 
 @pytest.mark.parametrize(
     ("answers", "equal", "pairs"),
-    [(["aaaa"], 6, 6), (["abcd"], 0, 6), (["aabb"], 2, 6), (["aaab", "abcd"], 3, 12), (["a", "a"], 0, 0)],
+    [
+        (["aaaa"], 6, 6),
+        (["AAAA"], 0, 6),
+        (["abcd"], 0, 6),
+        (["aabb"], 2, 6),
+        (["AAbb"], 1, 6),
+        (["aaab", "abcd"], 3, 12),
+        (["a", "a"], 0, 0),
+    ],
 )
-def test_pairs_of_a_prompt_are_counted(answers: list[str], equal: int, pairs: int) -> None:
+def test_equal_and_wrong_pairs_of_a_prompt_are_counted(answers: list[str], equal: int, pairs: int) -> None:
     assert said(*answers).pairs == (equal, pairs)
 
 
-def test_equal_rollouts_make_the_next_ones_hotter_and_different_ones_cooler(counting: AdaptedModel) -> None:
-    trainer = Trainer(counting, replace(SMALL, agreement=0.3, hottest=2.0))
+def test_equal_and_wrong_rollouts_make_the_next_ones_hotter_and_different_ones_cooler(counting: AdaptedModel) -> None:
+    trainer = Trainer(counting, replace(SMALL, stuck=0.3, hottest=2.0))
     trainer._warm(said("abcd"))
     assert trainer.heat == 1.0  # never below the temperature at first
     trainer._warm(said("aaaa"))
@@ -53,8 +62,8 @@ def test_equal_rollouts_make_the_next_ones_hotter_and_different_ones_cooler(coun
 
 
 def test_without_pairs_or_where_that_is_said_it_stays(counting: AdaptedModel) -> None:
-    for agreement, rollouts in ((0.3, said("a", "a")), (0.0, said("aaaa"))):
-        trainer = Trainer(counting, replace(SMALL, agreement=agreement))
+    for stuck, rollouts in ((0.3, said("a", "a")), (0.0, said("aaaa"))):
+        trainer = Trainer(counting, replace(SMALL, stuck=stuck))
         trainer._warm(rollouts)
         assert trainer.heat == 1.0
 
@@ -99,8 +108,8 @@ def test_a_run_gets_hotter_and_says_so(counting: AdaptedModel) -> None:
     run = start(counting, SURE)
     state = run.train()
     temperatures = [record.temperature for record in run.folder.metrics.read()]
-    assert temperatures[0] == 1.0
-    assert max(each or 0 for each in temperatures) > 1.1
+    assert temperatures[0] == 0.3
+    assert max(each or 0 for each in temperatures) > 0.33
     assert 1.0 <= state.heat == run.trainer.heat <= SURE.hottest
 
 
@@ -112,12 +121,12 @@ def test_an_interrupted_run_goes_on_as_hot(step: int, open_counting: Open, regis
     assert_same(*resumed(first, open_counting, registry), wanted, whole)
 
 
-@pytest.mark.parametrize("wrong", [{"agreement": -0.1}, {"agreement": 1.1}, {"hottest": 0.9}])
+@pytest.mark.parametrize("wrong", [{"stuck": -0.1}, {"stuck": 1.1}, {"hottest": 0.9}])
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"agreement must be from 0 to 1, and hottest at least 1"):
+    with pytest.raises(ValueError, match=r"stuck must be from 0 to 1, and hottest at least 1"):
         TrainConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_papers_presets_sample_as_they_say() -> None:
-    assert preset("paper").agreement == preset("reference").agreement == 0
-    assert preset("t2").agreement == preset("t2", adapter="lora").agreement == 0.3
+    assert preset("paper").stuck == preset("reference").stuck == 0
+    assert preset("t2").stuck == preset("t2", adapter="lora").stuck == 0.12
