@@ -126,14 +126,13 @@ class TrainingRun:
         config, started = self.config, time.monotonic()
         examples = self.lessons.of_step(state.step)
         generator = torch.Generator().manual_seed(seed_of_step(config.seed, state.step))
-        step, answers, setback = state.step + 1, None, ""
+        step, answers, collapse, setback = state.step + 1, None, "", ""
         try:
             result = self.trainer.update(self.task, examples, generator)
-            collapse = self.watch.see(result.reward, result.kl, result.rollouts)
-            if not collapse and (step % config.validate_every == 0 or step == config.steps):
+            suspicion = self.watch.see(result.reward, result.kl, result.rollouts)
+            if suspicion or step % config.validate_every == 0 or step == config.steps:
                 answers = self._validate(self.policy.answering())
-                collapse = fallen(state.best_accuracy, answers.accuracy, len(self.validation))
-                setback = "" if collapse else self._setback(state, answers)
+                collapse, setback = self._verdict(state, answers, suspicion)
         except DivergedError as error:  # in all processes, if in one
             result, collapse = StepResult.lost(), error.message
         seconds = time.monotonic() - started
@@ -163,10 +162,22 @@ class TrainingRun:
         self._keep(state, answers)
         self.listener.step(record)
 
-    def _setback(self, state: RunState, answers: Answers) -> str:
-        """Return why a validation is a setback, or "": where no step would follow it is none."""
+    def _verdict(self, state: RunState, answers: Answers, suspicion: str) -> tuple[str, str]:
+        """Return why a validation shows a collapse, and why a setback, each "" where it does not.
+
+        A `suspicion` comes from the rollouts of a few steps, of which those of a question are much alike: what they
+        say may be chance, and validation confirms it or not. Where no step would follow there is no setback.
+        """
+        if fell := fallen(state.best_accuracy, answers.accuracy, len(self.validation)):
+            return suspicion or fell, ""
+        worse = set_back(state.best_right, answers.right) if state.best_right else ""
+        if suspicion and worse:
+            return suspicion, ""
+        if suspicion:
+            self.watch = CollapseWatch()
+            self.listener.note(f"step {state.step + 1}: {suspicion}, but validation did not: going on")
         last = state.collapses >= self.config.retries or state.step + 1 == self.config.steps
-        return "" if last or not state.best_right else set_back(state.best_right, answers.right)
+        return "", "" if last else worse
 
     def _fall_back(self, state: RunState, what: str, why: str) -> None:
         """Give up the policy as it is, for the best checkpoint and half the learning rate."""

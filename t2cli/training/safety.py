@@ -70,10 +70,8 @@ class CollapseWatch:
     def __init__(self, records: Iterable[StepRecord] = ()) -> None:
         self._forget()
         for record in records:
-            if record.collapse:
-                self._forget()
-            else:
-                self.see(record.reward, record.kl, record.rollouts)
+            if record.collapse or self.see(record.reward, record.kl, record.rollouts):
+                self._forget()  # it was a collapse, or a suspicion that validation did not confirm
 
     def _forget(self) -> None:
         self._shares: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # right rollouts of a step, and how many it had
@@ -83,7 +81,7 @@ class CollapseWatch:
     def see(self, reward: float, kl: float | None, rollouts: int) -> str:
         """Take in a step's mean reward in [-1, 1] over `rollouts`, and its mean KL per token (None: not measured).
 
-        Returns why this is a collapse, in words, or "". Nothing is said before WINDOW steps were seen.
+        Returns why this looks like a collapse, in words, or "". Nothing is said before WINDOW steps were seen.
         """
         self._shares.append(((reward + 1) / 2, rollouts))
         if kl is not None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from interruptions import Heard
 from odd_task import SMALL, OddTask, spec_of
+from resumed_runs import assert_same, resumed
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
@@ -27,7 +28,21 @@ CONFIG = replace(SMALL, steps=15, learning_rate=0.3, schedule="constant", valida
 
 @dataclass(frozen=True)
 class TurningTask(OddTask):
-    """Pays for odd digits, until it pays for nothing."""
+    """Pays for odd digits, except for three steps of training, and in a validation after one of these."""
+
+    last: list[int] = field(default_factory=list)  # the step of training that was judged last
+
+    def reward(self, example: Example, completion: str) -> float:
+        _, split, seed, _ = example.id.split("-")
+        if split == "train":
+            self.last[:] = [int(seed)]
+        lost = split != "test" and bool(self.last) and TURN <= self.last[0] < TURN + 3
+        return -1.0 if lost else super().reward(example, completion)
+
+
+@dataclass(frozen=True)
+class HarderTask(OddTask):
+    """Pays for odd digits, until training pays for nothing: the policy is none the worse for that."""
 
     def reward(self, example: Example, completion: str) -> float:
         _, split, seed, _ = example.id.split("-")
@@ -112,6 +127,24 @@ def test_a_collapse_and_an_interruption_end_the_same(open_counting: Open, regist
         assert (state.collapses, state.restarted, state.best_step) == (1, step, wanted.best_step)
         for name, tensor in wanted.tensors.items():
             assert torch.equal(state.tensors[name], tensor), (after, name)
+
+
+def test_rewards_that_fall_while_validation_does_not_are_no_collapse(
+    open_counting: Open, registry: LocalRegistry
+) -> None:
+    heard = Noting()
+    whole = run_of(open_counting(), heard, task=HarderTask())
+    trained = whole.run(registry)
+    assert not [record for record in whole.folder.metrics.read() if record.collapse]
+    (said,) = [note for note in heard.notes if "going on" in note]
+    step = int(said.removeprefix("step ").partition(":")[0])
+    assert TURN < step <= TURN + 4
+    assert "right rollouts fell from" in said
+    assert said.endswith(", but validation did not: going on")
+    assert whole.folder.metrics.read()[step - 1].validation is not None
+    for after in (step - 1, step, step + 1):
+        first = run_of(open_counting(), Noting(after_step=after), task=HarderTask())
+        assert_same(*resumed(first, open_counting, registry, HarderTask()), trained, whole)
 
 
 def test_a_measurably_worse_validation_is_a_setback(open_counting: Open, registry: LocalRegistry) -> None:

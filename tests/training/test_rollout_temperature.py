@@ -20,7 +20,7 @@ from t2cli.training.rollouts import Rollouts, collect
 from t2cli.training.trainer import WARMING, Trainer
 
 CPU = torch.device("cpu")
-SURE = replace(SMALL, steps=8, validate_every=4, temperature=0.3, stuck=0.02)
+SURE = replace(SMALL, steps=8, validate_every=4, temperature=0.7, stuck=0.01)  # answers are often equal
 
 
 def said(*answers: str) -> Rollouts:
@@ -108,8 +108,8 @@ def test_a_run_gets_hotter_and_says_so(counting: AdaptedModel) -> None:
     run = start(counting, SURE)
     state = run.train()
     temperatures = [record.temperature for record in run.folder.metrics.read()]
-    assert temperatures[0] == 0.3
-    assert max(each or 0 for each in temperatures) > 0.33
+    assert temperatures[0] == 0.7
+    assert max(each or 0 for each in temperatures) > 0.8
     assert 1.0 <= state.heat == run.trainer.heat <= SURE.hottest
 
 
