@@ -64,7 +64,6 @@ class TrainConfig:
     validate_every: int = 10
     validation_examples: int = 100
     retries: int = 2  # of a policy that collapsed or got worse: from the best checkpoint, with half the learning rate
-    shorten: float = 0.75  # the best checkpoint's way from the base, as long as validation gets better by it; 0: never
     patience: int = 0  # validations without a better checkpoint before the run ends; 0: it never ends early
     evaluation_examples: int = 500
     selection: str = "all"
@@ -78,8 +77,6 @@ class TrainConfig:
             raise ValueError(f"rank must be at least 1, not {self.rank}")
         if not 0 <= self.stuck <= 1 or not self.hottest >= 1:
             raise ValueError("stuck must be from 0 to 1, and hottest at least 1")
-        if not 0 <= self.shorten < 1:
-            raise ValueError(f"shorten must be at least 0 and below 1, not {self.shorten}")
         if self.trainer == "policy-gradient" and self.baseline == "leave-one-out" and self.group < 2:
             raise ValueError("a leave-one-out baseline needs a group of at least 2 rollouts")
         if self.trainer == "evolution" and (self.adapter != "svf" or self.population < 2 or self.population % 2):
@@ -112,7 +109,6 @@ _SINGLE = TrainConfig(
     max_gradient_norm=1e-3,
     max_relative_step=0.0,
     retries=0,
-    shorten=0.0,
 )
 
 PRESETS: dict[str, TrainConfig] = {
@@ -141,7 +137,7 @@ TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     | {"schedule": "constant", "max_relative_step": 0.0, "stuck": 0.0},
     # One forward and backward pass per question, nothing sampled, and no text that a KL could keep like the base's.
     "labels": {"steps": 40, "prompts_per_step": 16, "micro_batch": 16, "validation_examples": 160}
-    | {"kl_coefficient": 0.0, "stuck": 0.0, "shorten": 0.0},
+    | {"kl_coefficient": 0.0, "stuck": 0.0},
 }
 
 

@@ -63,7 +63,6 @@ class RunState:
     collapses: int = 0  # and setbacks: how often the run went back to its best checkpoint
     restarted: int = 0  # the step after which the optimiser was new
     heat: float = 1.0  # of the rollouts, over the temperature at first
-    best_share: float = 0.0  # of the best one's way from the base, which was too long; 0: not looked at yet
     best_right: list[bool] = field(default_factory=list)  # which validation examples the best has right; []: not known
 
 

@@ -83,8 +83,6 @@ class TrainingRun:
                 f"ended early, after step {state.step}: none of the last {state.stale} validations found "
                 f"anything better than {_best(state)}"
             )
-        if not state.best_share:
-            self._shorten(state)
         return state
 
     def _ended(self, state: RunState) -> bool:
@@ -203,32 +201,6 @@ class TrainingRun:
             state.best_accuracy, state.best_step, state.stale = answers.accuracy, state.step, 0
             state.best_right, state.tensors["best"] = list(answers.right), state.tensors["z"]
         state.at_once = self._sizes()
-        if self.team.leads:
-            self.folder.save(state)
-
-    def _shorten(self, state: RunState) -> None:
-        """Shorten the best checkpoint's way from the base while validation gets better by it.
-
-        Adam's steps are as long whether a gradient is signal or noise, so that where few questions teach something
-        noise makes up much of the way, and half of it does better; where most teach, all of it does.
-        """
-        started, best, share = time.monotonic(), state.tensors["best"], self.config.shorten
-        state.best_share = 1.0
-        while state.best_step and share:
-            shorter = self.policy.towards_base(best, share)
-            self.listener.stage(f"validate {share:.0%} of the way from the base", len(self.validation))
-            answers = self._validate(self.policy.answering(shorter), on_done=self.listener.advance)
-            self.listener.stage("", 0)
-            if answers.accuracy <= state.best_accuracy:
-                break
-            self.listener.note(
-                f"{share:.0%} of the way from the base to {_best(state)} is better on the validation examples: "
-                f"{answers.accuracy:.3f} instead of {state.best_accuracy:.3f}"
-            )
-            state.best_accuracy, state.best_right = answers.accuracy, list(answers.right)
-            state.best_share, state.tensors["best"] = share, shorter
-            share *= self.config.shorten
-        state.seconds += time.monotonic() - started
         if self.team.leads:
             self.folder.save(state)
 

@@ -92,13 +92,6 @@ class LoRAPolicy:
         finally:
             self._enable(enabled)
 
-    def towards_base(self, numbers: torch.Tensor, share: float) -> torch.Tensor:
-        """Return `numbers` (parameters,) with `share` times their B, so that B A is `share` of theirs."""
-        shorter = numbers.clone()
-        for B in self._parts(shorter)[1::2]:  # A and B by turns
-            B *= share
-        return shorter
-
     def changed(self) -> None:
         """Do nothing: the factors are views of `flat`."""
 

@@ -47,9 +47,6 @@ class Policy(Protocol):
     def reference(self) -> AbstractContextManager[None]:
         """Answer as the base model."""
 
-    def towards_base(self, numbers: torch.Tensor, share: float) -> torch.Tensor:
-        """Return the numbers (parameters,) that go only a `share` in [0, 1] of the way from the base to `numbers`."""
-
     def changed(self) -> None:
         """Take notice that `flat` has changed."""
 
@@ -135,10 +132,6 @@ class SVFPolicy:
     def reference(self) -> AbstractContextManager[None]:
         """Answer as the base."""
         return self.adapted.reference()
-
-    def towards_base(self, numbers: torch.Tensor, share: float) -> torch.Tensor:
-        """Return p between that of the base and `numbers` (parameters,)."""
-        return self.origin + share * (numbers - self.origin)
 
     def changed(self) -> None:
         """Forget the z before, and its W'."""

@@ -156,7 +156,6 @@ class Publisher:
         basis = basis_files_in_use(self.adapted.base.identity, self.adapted.targets).dtype
         circumstances = {"processes": self.adapted.team.size, "basis": basis}
         settings = {key: value for key, value in asdict(config).items() if key not in ("preset", "seed")}
-        found = {"best_step": state.best_step, "best_share": state.best_share}
         return ExpertManifest(
             name=self.spec.expert,
             version=1,  # the registry assigns the real one
@@ -170,7 +169,7 @@ class Publisher:
             training=TrainingRecord(
                 task=task.name,
                 preset=config.preset,
-                config={**settings, **found, **circumstances, **origin(task)},
+                config={**settings, "best_step": state.best_step, **circumstances, **origin(task)},
                 seed=config.seed,
                 steps=state.step,
                 seconds=round(state.seconds, 1),

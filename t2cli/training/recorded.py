@@ -20,7 +20,7 @@ from t2cli.registry.manifest import EvaluationRecord, ExpertManifest, TrainingRe
 from t2cli.registry.zfile import read_arrays
 from t2cli.tasks.base import Task, origin
 
-RESULTS = ("best_step", "best_share")  # what a run found; recorded among its settings
+RESULTS = ("best_step",)  # what a run found; recorded among its settings
 CIRCUMSTANCES = ("processes", "basis")  # what else decides how numbers are rounded; recorded there, too
 SOURCES = ("data", "reward")  # where its questions were from, and who judged, where that was not the task alone
 NO_SETTINGS = RESULTS + CIRCUMSTANCES + SOURCES

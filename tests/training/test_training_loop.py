@@ -143,13 +143,11 @@ def test_what_is_published_says_how_it_was_made(
     assert training is not None
     config = {**training.config, "preset": training.preset, "seed": training.seed}
     best_step = config.pop("best_step")
-    assert config.pop("best_share") == 1
     assert (config.pop("processes"), config.pop("basis")) == (1, "float32")
     assert TrainConfig(**config) == SMALL  # type: ignore[arg-type]
     state = run.folder.load()
     assert state is not None
     assert best_step == state.best_step > 0
-    assert state.best_share == 1
     assert (training.task, training.steps, training.device) == ("odd", SMALL.steps, "cpu")
     assert {"torch", "transformers", "t2cli", "python"} <= set(training.versions)
 
