@@ -14,7 +14,7 @@ from resumed_runs import Open, assert_same, resumed
 
 from t2cli.config import TrainConfig
 from t2cli.errors import NotFoundError, T2Error
-from t2cli.evaluation.evaluate import compare
+from t2cli.evaluation.evaluate import Answers, compare
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.registry.vectors import read_z, z_to_bytes
@@ -108,7 +108,8 @@ def test_any_seed_that_a_manifest_can_hold_will_do(counting: AdaptedModel) -> No
 
 
 def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: LocalRegistry) -> None:
-    config = replace(SMALL, steps=8, learning_rate=0.4, validate_every=1)  # wild enough to get worse again
+    wild = replace(SMALL, steps=8, learning_rate=0.4, validate_every=1)  # enough to get worse again
+    config = replace(wild, schedule="constant")
     seen: list[tuple[float, bytes]] = []
 
     class Watching(Silent):
@@ -124,6 +125,37 @@ def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: Loca
     training = trained.entry.manifest.training
     assert training is not None
     assert training.config["best_step"] == best + 1
+
+
+def test_the_last_checkpoint_is_published_where_rates_decay_and_it_is_not_measurably_worse(
+    counting: AdaptedModel, registry: LocalRegistry
+) -> None:
+    run = start(counting, replace(SMALL, steps=8, learning_rate=0.4, validate_every=1))
+    trained = run.run(registry)
+    validations = [record.validation or 0.0 for record in run.folder.metrics.read()]
+    assert max(validations[:-1]) >= validations[-1] > trained.evaluation.base_accuracy
+    state = run.folder.load()
+    assert state is not None
+    assert (state.best_step, state.best_accuracy) == (8, validations[-1])
+    assert trained.entry.z_bytes() == z_to_bytes(run.trainer.policy.z())
+
+
+@pytest.mark.parametrize(
+    ("right", "base", "settled"),
+    [(20, 5, True), (15, 5, True), (8, 5, False), (15, 15, False), (15, 18, False)],
+)
+def test_the_last_checkpoint_has_to_be_better_than_the_base_and_about_as_good_as_the_best(
+    right: int, base: int, settled: bool, counting: AdaptedModel
+) -> None:
+    def answers(count: int) -> Answers:
+        return Answers(("",) * 24, (True,) * count + (False,) * (24 - count), (1,) * 24, (False,) * 24)
+
+    state = RunState(SMALL.steps, 0.0, 2, 18 / 24, base / 24, {}, best_right=list(answers(18).right))
+    assert start(counting)._settled(state, answers(right)) is settled
+    state.step -= 1
+    assert not start(counting)._settled(state, answers(right))
+    state.step += 1
+    assert not start(counting, replace(SMALL, schedule="constant"))._settled(state, answers(right))
 
 
 def test_what_is_published_says_how_it_was_made(
