@@ -134,10 +134,10 @@ TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     "policy-gradient": {},
     # Its steps are as long as its candidates' distances say: no schedule, and no bound on them.
     "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0}
-    | {"schedule": "constant", "max_relative_step": 0.0, "stuck": 0.0},
+    | {"schedule": "constant", "max_relative_step": 0.0},
     # One forward and backward pass per question, nothing sampled, and no text that a KL could keep like the base's.
     "labels": {"steps": 40, "prompts_per_step": 16, "micro_batch": 16, "validation_examples": 160}
-    | {"kl_coefficient": 0.0, "stuck": 0.0},
+    | {"kl_coefficient": 0.0},
 }
 
 

@@ -93,7 +93,8 @@ def added(question: str) -> int:
 
 
 SOLVERS: dict[str, Callable[[str], object]] = {
-    "basic_arithmetic": added,
+    "two_digits": added,
+    "one_digit": added,
     "products": lambda question: math.prod(numbers(question)),
     "gcd": lambda question: math.gcd(*numbers(question)),
     "lcm": lambda question: math.lcm(*numbers(question)),
@@ -118,6 +119,16 @@ def test_every_answer_is_right_by_another_way_of_finding_it(task: Task) -> None:
     assert {row_of(example) for example in examples} == {row.name for row in task.spec.mixture}
     for example in examples:
         assert str(SOLVERS[row_of(example)](example.question)) == example.answer, example
+
+
+@pytest.mark.parametrize(("split", "n"), [("validation", 100), ("test", 500), ("train", 600)])
+def test_no_kind_of_question_runs_out(split: str, n: int, task: Task) -> None:
+    """Else what chooses the checkpoint is of other kinds than what measures it, and both than what it learned from."""
+    assert isinstance(task, SpecTask)
+    asked = Counter(row_of(example) for example in task.examples(split, n, 0))
+    total = sum(row.weight for row in task.spec.mixture)
+    for row in task.spec.mixture:
+        assert abs(asked[row.name] - n * row.weight / total) < 1, (row.name, asked)
 
 
 def test_the_right_answer_is_rewarded_and_others_are_not(task: Task) -> None:
