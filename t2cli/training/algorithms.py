@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from t2cli.config import TrainConfig
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from t2cli.models.adapted import AdaptedModel
     from t2cli.models.memory import Room
     from t2cli.tasks.base import Example, Task
+    from t2cli.training.checkpoint import RunState
     from t2cli.training.policy import Policy
     from t2cli.training.trainer import StepResult
 
@@ -31,20 +32,8 @@ class Algorithm(Protocol):
     def moments(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint keeps besides the numbers: exp_avg and exp_avg_sq (parameters,)."""
 
-    def restore(
-        self,
-        step: int,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        restarted: int = 0,
-        caution: float = 1.0,
-        heat: float = 1.0,
-    ) -> None:
-        """Go on after `step` with z (the numbers), exp_avg and exp_avg_sq (parameters,) of a checkpoint.
-
-        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled,
-        and the rollouts' temperature `heat` times the one at first.
-        """
+    def restore(self, state: RunState) -> None:
+        """Go on from a checkpoint; the optimiser has been at work since the step `restarted`."""
 
 
 TRAINERS = {

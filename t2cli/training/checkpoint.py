@@ -65,6 +65,11 @@ class RunState:
     heat: float = 1.0  # of the rollouts, over the temperature at first
     best_right: list[bool] = field(default_factory=list)  # which validation examples the best has right; []: not known
 
+    @property
+    def caution(self) -> float:
+        """Return the share of the scheduled learning rate that is used: half after each collapse or setback."""
+        return float(0.5**self.collapses)
+
 
 class RunFolder:
     """One run on disk."""

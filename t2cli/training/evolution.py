@@ -16,7 +16,7 @@ Notation: N candidates in mirrored pairs, P parameters, M questions, p (P,) the 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ from t2cli.training.trainer import StepResult
 
 if TYPE_CHECKING:
     from t2cli.tasks.base import Example, Task
+    from t2cli.training.checkpoint import RunState
 
 ROWS = 64  # of a batch: candidates times questions
 
@@ -88,20 +89,12 @@ class EvolutionTrainer:
         zeros = torch.zeros_like(self.policy.flat.detach())
         return {"exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
-    def restore(
-        self,
-        step: int,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        restarted: int = 0,
-        caution: float = 1.0,
-        heat: float = 1.0,
-    ) -> None:
-        """Go on after `step` with the numbers z (P,) of a checkpoint, at `caution` times the learning rate."""
+    def restore(self, state: RunState) -> None:
+        """Go on with the numbers z (P,) of a checkpoint."""
         with torch.no_grad():
-            self.policy.flat.copy_(tensors["z"])
+            self.policy.flat.copy_(state.tensors["z"])
         self.policy.changed()
-        self.steps_done, self.caution = step, caution
+        self.steps_done, self.caution = state.step, state.caution
 
     def _rewards(self, candidates: torch.Tensor, task: Task, examples: Sequence[Example]) -> tuple[torch.Tensor, int]:
         """Return the reward (N, M) of every candidate's greedy answers, and how many tokens they have."""

@@ -109,9 +109,7 @@ class TrainingRun:
         state = self.team.told(self.folder.load(self.policy.flat.numel()) if self.team.leads else None)
         if state is None:
             return None
-        self.trainer.restore(
-            state.step, state.tensors, restarted=state.restarted, caution=_caution(state), heat=state.heat
-        )
+        self.trainer.restore(state)
         for room, size in zip(self.rooms, state.at_once, strict=False):  # other sizes would round otherwise
             room.size = size
         if self.team.leads:
@@ -134,7 +132,7 @@ class TrainingRun:
         except DivergedError as error:  # in all processes, if in one
             result, collapse = StepResult.lost(), error.message
         seconds = time.monotonic() - started
-        state.step, state.seconds = step, state.seconds + seconds
+        state.step, state.seconds, state.heat = step, state.seconds + seconds, self.trainer.heat
         record = StepRecord(
             step=step,
             steps=config.steps,
@@ -182,18 +180,15 @@ class TrainingRun:
         state.collapses, state.restarted = state.collapses + 1, state.step
         self.watch = CollapseWatch()
         state.tensors["z"] = state.tensors["best"]
-        self.trainer.restore(
-            state.step, state.tensors, restarted=state.step, caution=_caution(state), heat=self.trainer.heat
-        )
+        self.trainer.restore(state)
         over = state.collapses > self.config.retries
-        then = "the run ends with" if over else f"going on at {_caution(state):.2g} of the learning rate from"
+        then = "the run ends with" if over else f"going on at {state.caution:.2g} of the learning rate from"
         self.listener.note(f"{what} at step {state.step}: {why}; {then} {_best(state)}")
 
     def _keep(self, state: RunState, answers: Answers | None) -> None:
         """Checkpoint the step that was done; remember it if it is the best so far (None: it was not validated)."""
         state.tensors["z"] = self.policy.flat.detach().clone()
         state.tensors.update(self.trainer.moments())
-        state.heat = self.trainer.heat
         if answers is not None:
             self.team.check_same(self.policy.flat)
             state.stale += 1
@@ -226,11 +221,6 @@ class TrainingRun:
             answers = answers_in_use(self.policy.text_model, self.task, self.validation, on_done=on_done)
         self.policy.release()
         return answers
-
-
-def _caution(state: RunState) -> float:
-    """Return the share of the learning rate that is used: half after each collapse or setback."""
-    return float(0.5**state.collapses)
 
 
 def _best(state: RunState) -> str:

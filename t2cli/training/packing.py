@@ -109,7 +109,9 @@ def rollout_logp(model: nn.Module, packed: Packed, temperature: float = 1.0) -> 
         use_cache=False,
         logits_to_keep=packed.predicted,
     )
-    logits = output.logits[0].float() / temperature  # (K, V)
+    logits = output.logits[0].float()  # (K, V)
+    if temperature != 1:  # the quotient is another copy of the largest tensor there is
+        logits = logits / temperature
     normaliser = torch.logsumexp(logits, dim=-1)  # (K,)
     logp: torch.Tensor = logits[packed.source, packed.tokens] - normaliser[packed.source]  # (P, G, T)
     return logp * packed.mask

@@ -84,8 +84,8 @@ def collect(
         flat = [completion for part in room.over(range(total), sampled) for completion in part]
     groups = [flat[start : start + group] for start in range(0, len(flat), group)]
     asked = [examples[index] for index in mine for _ in range(group)]
-    rewards = judged(text_model, task, asked, flat).view(len(mine), group)
-    return Rollouts(prompts, groups, rewards, sampling.temperature)
+    verdicts = judged(text_model, task, asked, flat).view(len(mine), group)
+    return Rollouts(prompts, groups, verdicts, sampling.temperature)
 
 
 def judged(

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ from t2cli.training.safety import bounded
 
 if TYPE_CHECKING:
     from t2cli.tasks.base import Example, Task
+    from t2cli.training.checkpoint import RunState
 
 
 @dataclass(frozen=True)
@@ -87,28 +88,16 @@ class Trainer:
         self.trained_at_once = Room(config.micro_batch, "prompts in the gradient")
         self.rooms: tuple[Room, ...] = (self.sampled_at_once, self.trained_at_once)
 
-    def restore(
-        self,
-        step: int,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        restarted: int = 0,
-        caution: float = 1.0,
-        heat: float = 1.0,
-    ) -> None:
-        """Go on after `step` with the numbers z, exp_avg and exp_avg_sq (parameters,) of a checkpoint.
-
-        The optimiser has been at work since the step `restarted`; the learning rate is `caution` times the scheduled,
-        and the rollouts' temperature `heat` times the one at first.
-        """
+    def restore(self, state: RunState) -> None:
+        """Go on from a checkpoint; the optimiser has been at work since the step `restarted`."""
         with torch.no_grad():
-            self.flat.copy_(tensors["z"])
+            self.flat.copy_(state.tensors["z"])
         self.policy.changed()
-        self.steps_done, self.caution, self.heat = step, caution, heat
+        self.steps_done, self.caution, self.heat = state.step, state.caution, state.heat
         self.optimizer.state.clear()
-        if step > restarted:
-            moments = {name: tensors[name].to(self.flat.device) for name in MOMENTS}
-            self.optimizer.state[self.flat] = {"step": torch.tensor(float(step - restarted)), **moments}
+        if (steps := state.step - state.restarted) > 0:
+            moments = {name: state.tensors[name].to(self.flat.device) for name in MOMENTS}
+            self.optimizer.state[self.flat] = {"step": torch.tensor(float(steps)), **moments}
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of update `step` (from 0): linear warm-up, then constant or a cosine to the final share."""
@@ -138,8 +127,10 @@ class Trainer:
 
     def _warm(self, rollouts: Rollouts) -> None:
         """Set the temperature of the next step's rollouts, by how many of these are equal and wrong."""
+        if not self.config.stuck:
+            return
         equal, pairs = self.adapted.team.total(*rollouts.pairs)
-        if self.config.stuck and pairs:
+        if pairs:
             warmer = self.heat * math.exp(WARMING * (equal / pairs - self.config.stuck))
             self.heat = min(self.config.hottest, max(1.0, warmer))
 

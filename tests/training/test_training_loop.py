@@ -25,6 +25,8 @@ from t2cli.training.loop import TrainingRun
 from t2cli.training.metrics import Silent, StepRecord
 from t2cli.training.publish import SHOWN_FROM, Trained
 
+WILD = replace(SMALL, steps=8, learning_rate=0.4, validate_every=1)  # enough to get worse again
+
 
 @pytest.fixture
 def whole(open_counting: Open, registry: LocalRegistry) -> tuple[Trained, TrainingRun]:
@@ -108,8 +110,7 @@ def test_any_seed_that_a_manifest_can_hold_will_do(counting: AdaptedModel) -> No
 
 
 def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: LocalRegistry) -> None:
-    wild = replace(SMALL, steps=8, learning_rate=0.4, validate_every=1)  # enough to get worse again
-    config = replace(wild, schedule="constant")
+    config = replace(WILD, schedule="constant")
     seen: list[tuple[float, bytes]] = []
 
     class Watching(Silent):
@@ -130,7 +131,7 @@ def test_the_best_checkpoint_is_published(counting: AdaptedModel, registry: Loca
 def test_the_last_checkpoint_is_published_where_rates_decay_and_it_is_not_measurably_worse(
     counting: AdaptedModel, registry: LocalRegistry
 ) -> None:
-    run = start(counting, replace(SMALL, steps=8, learning_rate=0.4, validate_every=1))
+    run = start(counting, WILD)
     trained = run.run(registry)
     validations = [record.validation or 0.0 for record in run.folder.metrics.read()]
     assert max(validations[:-1]) >= validations[-1] > trained.evaluation.base_accuracy
