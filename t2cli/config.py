@@ -44,6 +44,8 @@ class TrainConfig:
     steps: int = 50
     prompts_per_step: int = 12
     group: int = 4  # rollouts per prompt
+    enough: float = 1 / 3  # of prompts_per_step: prompts whose rollouts must differ in reward for a step to be made ...
+    rounds: int = 3  # ... or this many times prompts_per_step are asked; 1: a step is made of what there is
     temperature: float = 1.0  # of the rollouts, at first; 0 is greedy
     stuck: float = 0.12  # of a prompt's pairs of rollouts, share of equal, wrong ones from which on it rises; 0: never
     hottest: float = 2.0  # times the temperature at first: it rises no further
@@ -75,6 +77,8 @@ class TrainConfig:
                 raise ValueError(f"{field} must be one of {', '.join(names)}, not {value!r:.60}")
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, not {self.rank}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, not {self.rounds}")
         if not 0 <= self.stuck <= 1 or not self.hottest >= 1:
             raise ValueError("stuck must be from 0 to 1, and hottest at least 1")
         if self.trainer == "policy-gradient" and self.baseline == "leave-one-out" and self.group < 2:
@@ -101,6 +105,7 @@ _SINGLE = TrainConfig(
     prompts_per_step=48,
     micro_batch=16,
     group=1,
+    rounds=1,
     stuck=0.0,
     baseline="none",
     beta2=0.999,

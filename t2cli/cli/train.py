@@ -87,10 +87,10 @@ def train(
 ) -> None:
     """Train an expert on a task with checkable answers.
 
-    The best checkpoint on validation examples is evaluated on other, held-out ones beside the base
-    and published to the registry; a LoRA stays in the run's folder. Ctrl-C stops after saving;
-    --resume goes on from there with the settings the run began with. Under torchrun (torchrun
-    --nproc-per-node N -m t2cli train ...) N processes share the work.
+    The last checkpoint, or another that does measurably better on validation examples, is evaluated
+    on other, held-out ones beside the base and published to the registry; a LoRA stays in the run's
+    folder. Ctrl-C stops after saving; --resume goes on from there with the settings the run began
+    with. Under torchrun (torchrun --nproc-per-node N -m t2cli train ...) N processes share the work.
     """
     check_picture(plot)
     out = Output(json=json, quiet=quiet)

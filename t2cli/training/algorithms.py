@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from t2cli.config import TrainConfig
@@ -26,8 +26,11 @@ class Algorithm(Protocol):
     rooms: Sequence[Room]  # how much goes through the model at once
     heat: float  # of the rollouts: their temperature, over the one at first
 
-    def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
-        """Answer the examples, drawing from `generator`, and update the policy once from the rewards."""
+    def update(self, task: Task, lessons: Iterator[list[Example]], generator: torch.Generator) -> StepResult:
+        """Answer the next lesson's examples, drawing from `generator`, and update the policy once from the rewards.
+
+        More lessons are taken where the first one teaches too little.
+        """
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Return what a checkpoint keeps besides the numbers: exp_avg and exp_avg_sq (parameters,)."""

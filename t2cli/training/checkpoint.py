@@ -63,7 +63,11 @@ class RunState:
     collapses: int = 0  # and setbacks: how often the run went back to its best checkpoint
     restarted: int = 0  # the step after which the optimiser was new
     heat: float = 1.0  # of the rollouts, over the temperature at first
+    lessons: int = 0  # of prompts_per_step questions, that the steps took
     best_right: list[bool] = field(default_factory=list)  # which validation examples the best has right; []: not known
+
+    def __post_init__(self) -> None:
+        self.lessons = max(self.lessons, self.step)  # each takes one at least, and took one when this was not kept
 
     @property
     def caution(self) -> float:

@@ -16,7 +16,7 @@ Notation: N candidates in mirrored pairs, P parameters, M questions, p (P,) the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -54,9 +54,9 @@ class EvolutionTrainer:
         self.steps_done = 0
         self.caution = self.heat = 1.0
 
-    def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
-        """Score a population around p on the examples, and move p once. Nothing is drawn from `generator`."""
-        config, flat = self.config, self.policy.flat
+    def update(self, task: Task, lessons: Iterator[list[Example]], generator: torch.Generator) -> StepResult:
+        """Score a population around p on a lesson, and move p once. Nothing is drawn from `generator`."""
+        config, flat, examples = self.config, self.policy.flat, next(lessons)
         noise = perturbations(config.seed, self.steps_done, config.population, flat.numel(), config.sigma)
         candidates = self.policy.rows(flat.detach().cpu() + noise)  # (N, P)
         team, started = self.adapted.team, time.monotonic()

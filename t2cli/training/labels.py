@@ -12,7 +12,7 @@ right label is unlikely. Bounds, schedule, checkpoints and validation are those 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,8 +39,9 @@ class LabelTrainer(Trainer):
         super().__init__(adapted, config)
         self.rooms = (self.trained_at_once,)  # nothing is sampled
 
-    def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
-        """Read the examples as the policy, and update it once from the labels. Nothing is drawn from `generator`."""
+    def update(self, task: Task, lessons: Iterator[list[Example]], generator: torch.Generator) -> StepResult:
+        """Read a lesson as the policy, and update it once from the labels. Nothing is drawn from `generator`."""
+        examples = next(lessons)
         label_set = label_set_of(task)
         if label_set is None:
             raise UsageError(f"the answers of the task {task.name} are no categories", hint="use another --trainer")

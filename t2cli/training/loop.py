@@ -120,11 +120,11 @@ class TrainingRun:
 
     def _one_step(self, state: RunState) -> None:
         config, started = self.config, time.monotonic()
-        examples = self.lessons.of_step(state.step)
+        lessons = self.lessons.after(state.lessons)
         generator = torch.Generator().manual_seed(seed_of_step(config.seed, state.step))
         step, answers, collapse, setback = state.step + 1, None, "", ""
         try:
-            result = self.trainer.update(self.task, examples, generator)
+            result = self.trainer.update(self.task, lessons, generator)
             suspicion = self.watch.see(result.reward, result.kl, result.rollouts)
             if suspicion or step % config.validate_every == 0 or step == config.steps:
                 answers = self._validate(self.policy.answering())
@@ -133,6 +133,7 @@ class TrainingRun:
             result, collapse = StepResult.lost(), error.message
         seconds = time.monotonic() - started
         state.step, state.seconds, state.heat = step, state.seconds + seconds, self.trainer.heat
+        state.lessons = self.lessons.taken
         record = StepRecord(
             step=step,
             steps=config.steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,9 @@ FEW = 10  # questions, of which one more or less is ten points
 
 
 class Lessons:
-    """The training questions of a run, step by step; none is asked again before all others of its row were.
+    """The training questions of a run, as many at a time as a step asks at least; a step takes one or more of these.
+
+    None is asked again before all others of its row were.
 
     Evaluations ask different questions, so that few of them are of a kind that has few. Drawn anew for each step,
     training had a fifth of its questions twice, easy ones above all, and was easier than what it was for.
@@ -28,20 +30,21 @@ class Lessons:
     def __init__(self, task: Task, config: TrainConfig) -> None:
         self._task, self._config = task, config
         self._asked: Asked = {}
-        self._drawn = 0
+        self.taken = 0  # lessons, since the start of the run
 
-    def of_step(self, step: int) -> list[Example]:
-        """Return the questions of a step (from 0), which is not before one that was asked for.
+    def after(self, taken: int) -> Iterator[list[Example]]:
+        """Yield the lessons that follow the first `taken` ones, of which no later one was taken.
 
-        What the steps before it asked is found out again where it is not known, after an interruption.
+        What those asked is found out again where it is not known, after an interruption.
         """
-        for before in range(self._drawn, step):
-            self._draw(before)
-        return self._draw(step)
+        while self.taken < taken:
+            self._take()
+        while True:
+            yield self._take()
 
-    def _draw(self, step: int) -> list[Example]:
-        self._drawn = step + 1
-        n, seed = self._config.prompts_per_step, seed_of_step(self._config.seed, step)
+    def _take(self) -> list[Example]:
+        n, seed = self._config.prompts_per_step, seed_of_step(self._config.seed, self.taken)
+        self.taken += 1
         if isinstance(self._task, SpecTask):
             return self._task.examples("train", n, seed, asked=self._asked)
         return self._task.examples("train", n, seed)

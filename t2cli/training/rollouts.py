@@ -32,6 +32,11 @@ class Rollouts:
     rewards: torch.Tensor
     temperature: float = 1.0  # 0: greedy
 
+    def __add__(self, other: Rollouts) -> Rollouts:
+        """Return these and more that were sampled at the same temperature."""
+        rewards = torch.cat([self.rewards, other.rewards])
+        return Rollouts(self.prompts + other.prompts, self.groups + other.groups, rewards, self.temperature)
+
     @property
     def pairs(self) -> tuple[int, int]:
         """Return how many pairs of completions of a prompt are equal and wrong, and how many there are."""

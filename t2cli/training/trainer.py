@@ -13,7 +13,10 @@ Deviations from the paper:
    included, which saves most of its cost while a task is mostly failed or mostly solved.
 5. Without a KL coefficient the base is not asked, and no KL is given.
 6. A step is bounded by how much it changes the weights (see safety.py), in the preset `t2`.
-7. Rollouts are sampled hotter the more of a prompt's are equal and wrong, in the preset `t2`: a policy that is sure of
+7. Where too few prompts have an advantage, more are asked for the same step, as DAPO's dynamic sampling does (arXiv
+   2503.14476): the optimiser makes a step as long from one prompt as from eight, and where the base has one answer in
+   fifty right, one is what twelve prompts give.
+8. Rollouts are sampled hotter the more of a prompt's are equal and wrong, in the preset `t2`: a policy that is sure of
    what is wrong says it four times, and learns nothing from that. What is trained is the policy at that temperature:
    its log-probabilities and the base's are taken at it. Greedy answers are the same at all of them.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -113,12 +116,22 @@ class Trainer:
         low = config.final_learning_rate
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def update(self, task: Task, examples: Sequence[Example], generator: torch.Generator) -> StepResult:
-        """Answer the examples as the policy, and update it once from the rewards."""
+    def update(self, task: Task, lessons: Iterator[list[Example]], generator: torch.Generator) -> StepResult:
+        """Answer a lesson as the policy, or more until enough of it teaches something; update once from the rewards."""
         started = time.monotonic()
         config = replace(self.config, temperature=self.config.temperature * self.heat)
+
+        def sampled_once() -> Rollouts:
+            room = self.sampled_at_once
+            return collect(self.policy.text_model, task, next(lessons), config, generator, room)
+
         with self.policy.answering():
-            rollouts = collect(self.policy.text_model, task, examples, config, generator, self.sampled_at_once)
+            rollouts = sampled_once()
+            for _ in range(config.rounds - 1):
+                (teaching,) = self.adapted.team.total(len(self._teaching(rollouts)))
+                if teaching >= config.enough * config.prompts_per_step:
+                    break
+                rollouts += sampled_once()
         sampled = time.monotonic() - started
         (tokens,) = self.adapted.team.total(rollouts.tokens)
         result = self.step(rollouts)
@@ -139,10 +152,16 @@ class Trainer:
         state = self.optimizer.state[self.flat]
         return {name: state.get(name, torch.zeros_like(self.flat.detach())) for name in MOMENTS}
 
+    def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
+        return BASELINES[self.config.baseline](rollouts.rewards)
+
+    def _teaching(self, rollouts: Rollouts) -> list[int]:
+        """Return which prompts have an advantage."""
+        return (self._advantages(rollouts) != 0).any(dim=1).nonzero().flatten().tolist()
+
     def step(self, rollouts: Rollouts) -> StepResult:
         """Update once from the rollouts. Raises DivergedError if the gradient is not finite, leaving all as it was."""
-        team, advantages = self.adapted.team, BASELINES[self.config.baseline](rollouts.rewards)
-        informative = (advantages != 0).any(dim=1).nonzero().flatten().tolist()  # the prompts that teach something
+        team, advantages, informative = self.adapted.team, self._advantages(rollouts), self._teaching(rollouts)
         reward, count, prompts, teaching = team.total(
             float(rollouts.rewards.sum()), rollouts.rewards.numel(), len(rollouts.prompts), len(informative)
         )

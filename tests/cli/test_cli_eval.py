@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -181,10 +182,10 @@ def test_it_is_what_training_records_and_meets_no_question_of_the_run(
     )
     known = load_task(str(task))
     used = known.examples("validation", int(str(training.config["validation_examples"])), training.seed)
-    lessons = Lessons(known, TrainConfig(seed=5))
+    lessons = Lessons(known, TrainConfig(seed=5)).after(0)
     assert training.config["prompts_per_step"] == TrainConfig().prompts_per_step
-    for step in range(4):
-        used += lessons.of_step(step)
+    for lesson in islice(lessons, 4 * TrainConfig().rounds):
+        used += lesson
     words = {" ".join(sorted(example.question.split())) for example in used}
     questions = {line["question"] for line in lines_of(tmp_path / "kept.jsonl")}
     assert len(questions) == recorded.n

@@ -30,7 +30,7 @@ def test_rewards_rise(counting: AdaptedModel) -> None:
     held_out = task.examples("validation", 32, 0)
     before = sum(answers_in_use(counting, task, held_out).right)
     for step in range(EVOLVED.steps):
-        trainer.update(task, task.examples("train", 4, step), NOTHING)
+        trainer.update(task, iter([task.examples("train", 4, step)]), NOTHING)
     assert trainer.policy.flat.grad is None
     with counting.use_z(trainer.policy.z()):
         assert sum(answers_in_use(counting, task, held_out).right) > before + 6
@@ -67,12 +67,12 @@ def test_an_update_by_hand(counting: AdaptedModel, monkeypatch: pytest.MonkeyPat
         u = place / 5 - 0.5
         wanted += 2.0 * 0.1**2 * u * (noise[row] / 0.1) / (6 * 0.1)
     trainer = EvolutionTrainer(counting, config)
-    result = trainer.update(task, examples, NOTHING)
+    result = trainer.update(task, iter([examples]), NOTHING)
     assert torch.allclose(trainer.policy.flat, wanted, atol=1e-6)
     assert result.reward == pytest.approx(sum(2 * right - 4 for right, _ in scores) / 24)
     monkeypatch.setattr(evolution, "ROWS", 5)  # one candidate in a batch
     again = EvolutionTrainer(counting, config)
-    again.update(task, examples, NOTHING)
+    again.update(task, iter([examples]), NOTHING)
     assert torch.allclose(again.policy.flat, wanted, atol=1e-6)
 
 
@@ -95,7 +95,7 @@ def test_only_right_answers_break_ties_and_unit_tests_are_none(
     monkeypatch.setattr(evolution, "judged", lambda *found: torch.full((len(found[-1]),), -1.0))  # all alike
     trainer = EvolutionTrainer(counting, EVOLVED)
     before = trainer.policy.flat.detach().clone()
-    trainer.update(task, [Example("programs-0", "f?", suite)], NOTHING)
+    trainer.update(task, iter([[Example("programs-0", "f?", suite)]]), NOTHING)
     assert torch.equal(trainer.policy.flat, before) is not bool(reference)
 
 
@@ -127,7 +127,7 @@ def test_the_sigmoid_is_perturbed_in_its_own_numbers(counting: AdaptedModel) -> 
 
 def test_no_update_touches_the_base(counting: AdaptedModel) -> None:
     before = {name: tensor.clone() for name, tensor in counting.model.state_dict().items()}
-    EvolutionTrainer(counting, EVOLVED).update(OddTask(), OddTask().examples("train", 4, 0), NOTHING)
+    EvolutionTrainer(counting, EVOLVED).update(OddTask(), iter([OddTask().examples("train", 4, 0)]), NOTHING)
     for name, tensor in counting.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(layer.z is None and layer.folded is None for layer in counting.layers.values())

@@ -115,7 +115,7 @@ def test_the_gradient_is_that_of_the_mean_cross_entropy(micro_batch: int, adapt:
     numbers = start_at.double().requires_grad_()
     loss = loss_by_hand(adapted, task, numbers)
     (wanted,) = torch.autograd.grad(loss, [numbers])
-    result = trainer.update(task, task.examples("train", CONFIG.prompts_per_step, 3), torch.Generator())
+    result = trainer.update(task, iter([task.examples("train", CONFIG.prompts_per_step, 3)]), torch.Generator())
     assert trainer.flat.grad is not None
     assert torch.allclose(trainer.flat.grad.double(), wanted, rtol=1e-3, atol=1e-6)
     assert result.gradient_norm == pytest.approx(float(wanted.norm()), rel=1e-3)
@@ -180,7 +180,7 @@ def test_a_task_without_categories_is_refused(adapt: Adapt) -> None:
     trainer = algorithm_of(adapted, CONFIG)
     assert isinstance(trainer, LabelTrainer)
     with pytest.raises(UsageError, match="are no categories"):
-        trainer.update(OddTask(), OddTask().examples("train", 2, 0), torch.Generator())
+        trainer.update(OddTask(), iter([OddTask().examples("train", 2, 0)]), torch.Generator())
 
 
 def test_labels_are_learned_with_settings_of_their_own() -> None:

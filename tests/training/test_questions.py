@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 from odd_task import SMALL, OddTask
@@ -57,8 +58,8 @@ def test_what_a_run_asks_is_known_by_a_digest() -> None:
 def test_training_asks_all_questions_before_it_asks_one_again() -> None:
     pytest.importorskip("reasoning_gym")
     task = SpecTask(TaskSpec.from_yaml(FEW, "sums.yaml"))
-    lessons = Lessons(task, CONFIG)
-    asked = [example.question for step in range(20) for example in lessons.of_step(step)]
+    lessons = Lessons(task, CONFIG).after(0)
+    asked = [example.question for lesson in islice(lessons, 20) for example in lesson]
     first = next(n for n in range(1, len(asked)) if asked[n] in asked[:n])
     counts = Counter(asked)
     assert len(counts) - CONFIG.prompts_per_step < first <= len(counts)  # a step may hold the end of one round
@@ -70,16 +71,16 @@ def test_training_asks_all_questions_before_it_asks_one_again() -> None:
 def test_a_resumed_run_asks_what_it_would_have_asked() -> None:
     pytest.importorskip("reasoning_gym")
     task = SpecTask(TaskSpec.from_yaml(FEW, "sums.yaml"))
-    whole = Lessons(task, CONFIG)
-    steps = [whole.of_step(step) for step in range(12)]
-    for step in (0, 1, 7, 11):
+    lessons = list(islice(Lessons(task, CONFIG).after(0), 12))
+    for taken in (0, 1, 7, 11):
         resumed = Lessons(task, CONFIG)
-        assert [resumed.of_step(later) for later in range(step, 12)] == steps[step:]
+        assert list(islice(resumed.after(taken), 12 - taken)) == lessons[taken:]
+        assert resumed.taken == 12
 
 
-def test_where_questions_never_run_out_each_step_asks_its_own() -> None:
-    task, lessons = load_task("code"), Lessons(load_task("code"), CONFIG)
-    n = CONFIG.prompts_per_step
-    for step in range(10):
-        assert lessons.of_step(step) == task.examples("train", n, seed_of_step(CONFIG.seed, step))
-    assert Lessons(OddTask(), SMALL).of_step(2) == OddTask().examples("train", 8, seed_of_step(SMALL.seed, 2))
+def test_where_questions_never_run_out_each_lesson_has_its_own() -> None:
+    task, n = load_task("code"), CONFIG.prompts_per_step
+    for taken, lesson in enumerate(islice(Lessons(load_task("code"), CONFIG).after(0), 10)):
+        assert lesson == task.examples("train", n, seed_of_step(CONFIG.seed, taken))
+    third = next(Lessons(OddTask(), SMALL).after(2))
+    assert third == OddTask().examples("train", 8, seed_of_step(SMALL.seed, 2))

@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from odd_task import SMALL, start
+from odd_task import SMALL, spec_of, start
 
+from t2cli.config import TrainConfig
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.training.checkpoint import RunFolder, new_run, run_to_resume
+
+ENOUGH = replace(SMALL, enough=1.0)  # of some steps the first lesson, of others more
 
 Open = Callable[[], AdaptedModel]
 
@@ -91,7 +95,7 @@ def alone(open_counting: Open, tmp_path: Path) -> RunFolder:
     """Return a run that one process has finished; in float64, for rounding may choose another token."""
     adapted = open_counting()
     adapted.model.double()
-    run = start(adapted)
+    run = start(adapted, ENOUGH)
     run.run(LocalRegistry([tmp_path / "alone"]))
     return run.folder
 
@@ -103,10 +107,8 @@ def z_of(folder: RunFolder) -> torch.Tensor:
     return state.tensors["z"]
 
 
-def fresh(adapted: AdaptedModel) -> RunFolder:
-    from odd_task import spec_of
-
-    return new_run(adapted.base.identity.folder_name, spec_of(adapted))
+def fresh(adapted: AdaptedModel, config: TrainConfig = ENOUGH) -> RunFolder:
+    return new_run(adapted.base.identity.folder_name, spec_of(adapted, config))
 
 
 def ended(training: subprocess.Popen[str]) -> str:
@@ -165,7 +167,7 @@ def test_processes_that_judge_differently_agree_on_what_is_best(
 def test_numbers_that_overflow_in_one_process_send_all_back_to_the_best_checkpoint(
     together: Callable[[RunFolder, str], subprocess.Popen[str]], counting: AdaptedModel, tmp_path: Path
 ) -> None:
-    folder = fresh(counting)
+    folder = fresh(counting, replace(SMALL, rounds=1))
     output = ended(together(folder, "diverge"))
     assert [record.collapse for record in folder.metrics.read()] == ["", "", "overflow", ""]
     state = folder.load()
