@@ -4,7 +4,8 @@
                                         [--test 500] [--table] [--device cpu|cuda]
 
 Every run is one of t2's own training (RLOO, the same questions and sampling seeds), in a process of its own with one
-thread, in a folder of its own under OUT. Runs that were interrupted go on, those that are done are not made again, and
+thread, in a folder of its own under OUT. A step has 12 questions with 4 rollouts each, also where `t2 train` would ask
+more because they teach too little. Runs that were interrupted go on, those that are done are not made again, and
 `--table` only prints what there is. At first each adapter is tried at all its rates with the first seed; the rate with
 the best checkpoint on 200 validation questions (of equal ones that with the higher mean reward) is trained with the
 other seeds too. Checkpoints are judged on the same held-out test questions, which chose nothing. What a run came to is
@@ -56,6 +57,7 @@ def train(run: Run, options: argparse.Namespace) -> None:
         seed=run.seed,
         steps=options.steps,
         validation_examples=VALIDATION,
+        rounds=1,  # a step has as many rollouts, whatever they teach
     )
     adapted = open_model(BASE, device=options.device, quiet=True)
     if run.adapter == "svf":
