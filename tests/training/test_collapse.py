@@ -23,7 +23,8 @@ from t2cli.training.safety import set_back
 
 Open = Callable[[], AdaptedModel]
 TURN = 8  # the step from which on nothing is right any more in training
-CONFIG = replace(SMALL, steps=15, learning_rate=0.3, schedule="constant", validate_every=4, seed=0)
+# A lesson is a step here: the tasks below turn at one of them.
+CONFIG = replace(SMALL, steps=15, rounds=1, learning_rate=0.3, schedule="constant", validate_every=4, seed=0)
 
 
 @dataclass(frozen=True)
