@@ -19,9 +19,9 @@ FEW = 10  # questions, of which one more or less is ten points
 
 
 class Lessons:
-    """The training questions of a run, as many at a time as a step asks at least; a step takes one or more of these.
+    """The training questions of a run, in lessons of `prompts_per_step`; a step takes one or more.
 
-    None is asked again before all others of its row were.
+    No question is asked again before all others of its row were.
 
     Evaluations ask different questions, so that few of them are of a kind that has few. Drawn anew for each step,
     training had a fifth of its questions twice, easy ones above all, and was easier than what it was for.

@@ -120,18 +120,15 @@ class Trainer:
         """Answer a lesson as the policy, or more until enough of it teaches something; update once from the rewards."""
         started = time.monotonic()
         config = replace(self.config, temperature=self.config.temperature * self.heat)
-
-        def sampled_once() -> Rollouts:
-            room = self.sampled_at_once
-            return collect(self.policy.text_model, task, next(lessons), config, generator, room)
-
+        text_model, room = self.policy.text_model, self.sampled_at_once
+        answered = (collect(text_model, task, examples, config, generator, room) for examples in lessons)
         with self.policy.answering():
-            rollouts = sampled_once()
+            rollouts = next(answered)
             for _ in range(config.rounds - 1):
-                (teaching,) = self.adapted.team.total(len(self._teaching(rollouts)))
+                (teaching,) = self.adapted.team.total(len(_teaching(self._advantages(rollouts))))
                 if teaching >= config.enough * config.prompts_per_step:
                     break
-                rollouts += sampled_once()
+                rollouts += next(answered)
         sampled = time.monotonic() - started
         (tokens,) = self.adapted.team.total(rollouts.tokens)
         result = self.step(rollouts)
@@ -155,13 +152,10 @@ class Trainer:
     def _advantages(self, rollouts: Rollouts) -> torch.Tensor:
         return BASELINES[self.config.baseline](rollouts.rewards)
 
-    def _teaching(self, rollouts: Rollouts) -> list[int]:
-        """Return which prompts have an advantage."""
-        return (self._advantages(rollouts) != 0).any(dim=1).nonzero().flatten().tolist()
-
     def step(self, rollouts: Rollouts) -> StepResult:
         """Update once from the rollouts. Raises DivergedError if the gradient is not finite, leaving all as it was."""
-        team, advantages, informative = self.adapted.team, self._advantages(rollouts), self._teaching(rollouts)
+        team, advantages = self.adapted.team, self._advantages(rollouts)
+        informative = _teaching(advantages)
         reward, count, prompts, teaching = team.total(
             float(rollouts.rewards.sum()), rollouts.rewards.numel(), len(rollouts.prompts), len(informative)
         )
@@ -245,3 +239,8 @@ class Trainer:
         self.flat.grad += gradient
         tokens = float(packed.mask.sum())
         return float(loss.kl) * tokens, tokens
+
+
+def _teaching(advantages: torch.Tensor) -> list[int]:
+    """Return which prompts teach something: those with an advantage (P, G) that is not 0."""
+    return (advantages != 0).any(dim=1).nonzero().flatten().tolist()

@@ -62,7 +62,7 @@ def test_training_asks_all_questions_before_it_asks_one_again() -> None:
     asked = [example.question for lesson in islice(lessons, 20) for example in lesson]
     first = next(n for n in range(1, len(asked)) if asked[n] in asked[:n])
     counts = Counter(asked)
-    assert len(counts) - CONFIG.prompts_per_step < first <= len(counts)  # a step may hold the end of one round
+    assert len(counts) - CONFIG.prompts_per_step < first <= len(counts)  # a lesson may hold the end of one pass
     assert max(counts.values()) - min(counts.values()) <= 2
     anew = [example.question for step in range(5) for example in task.examples("train", 12, seed_of_step(3, step))]
     assert len(set(anew)) < len(anew) == len(set(asked[: len(anew)]))
