@@ -40,7 +40,8 @@ def test_experts_travel_with_their_parents_and_keep_their_digests(
 def test_it_is_a_plain_tar_of_registry_folders(bundle: Path, here: LocalRegistry, tmp_path: Path) -> None:
     with tarfile.open(bundle, "r:") as archive:
         assert all(member.isfile() for member in archive)
-        archive.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "unpacked").mkdir()
+    subprocess.run(["tar", "-xf", str(bundle), "-C", str(tmp_path / "unpacked")], check=True)
     unpacked = LocalRegistry([tmp_path / "unpacked"])
     assert {entry.digest for entry in unpacked.list()} == {entry.digest for entry in here.list()}
     assert unpacked.problems == []
