@@ -88,9 +88,8 @@ def test_a_setting_may_be_declared_in_any_of_these_ways(value: object, declared:
 
 def test_the_experts_that_ship_say_how_they_were_trained() -> None:
     entries = {entry.manifest.name: entry for entry in LocalRegistry([Path(shipped_registry())]).list()}
-    earlier = {"learning_rate": 2e-3, "evaluation_examples": 300}  # the defaults that math was trained with
     labels = {"trainer": "labels", **TRAINER_DEFAULTS["labels"]}
-    for name, changes in (("math", earlier), ("reasoning", {}), ("code", {}), ("dispatch", labels)):
+    for name, changes in (("math", {"steps": 100}), ("reasoning", {}), ("code", {}), ("dispatch", labels)):
         training = entries[name].manifest.training
         assert training is not None
         assert settings_of(training, name).config == replace(TrainConfig(), **changes)
