@@ -33,7 +33,7 @@ def seen_before(
         return {task.name for task in tasks}
     from t2cli.dispatch.categories import categories_of
     from t2cli.registry.lineage import ancestry
-    from t2cli.training.recorded import learned_from
+    from t2cli.training.recorded import learned_from, perhaps_learned_from
 
     named = [*entries, *(resolver.find(each.reference) for each in categories_of(resolver) if strategies)]
     asked = {entry.digest: entry for entry in named}.values()
@@ -42,8 +42,15 @@ def seen_before(
         for entry in asked:
             for ancestor in ancestry(resolver.registry, entry):
                 training = ancestor.manifest.training
-                if training is not None and (files := learned_from(training, task)):
+                if training is None:
+                    continue
+                who = entry.reference + ("" if ancestor is entry else f", made from {ancestor.reference}, which")
+                if files := learned_from(training, task):
                     seen.add(task.name)
-                    who = entry.reference + ("" if ancestor is entry else f", made from {ancestor.reference}, which")
                     out.warn(f"NOT HELD OUT: {who} was trained on questions of {' and '.join(files)}")
+                elif files := perhaps_learned_from(training, task):
+                    out.warn(
+                        f"{who} was trained on other files for {task.name}: whether they hold questions of "
+                        f"{' and '.join(files)} is not known"
+                    )
     return seen

@@ -105,7 +105,7 @@ def mix(
     record, found = _base_of(resolver, members, base, quiet), None
     if questions:
         config = CEMConfig(iterations=iterations or CEMConfig.iterations, per_layer=per_layer, seed=seed)
-        found = _searched(out, members, questions, config, base, device, force)
+        found = _searched(out, members, questions, examples, config, base, device, force)
     _report(out, _publish(entries, members, name, record, found), found, explain=explain)
 
 
@@ -126,11 +126,18 @@ def _questions(experts: list[str], examples: str, reward: str, *, only_with_exam
 
 
 def _searched(
-    out: Output, members: Members, questions: list[FewShot], config: CEMConfig, base: str, device: str, force: bool
+    out: Output,
+    members: Members,
+    questions: list[FewShot],
+    file: str,
+    config: CEMConfig,
+    base: str,
+    device: str,
+    force: bool,
 ) -> Searched:
     from t2cli.cli.mix_search import searched
 
-    return searched(out, members, questions, config, base, device, force=force)
+    return searched(out, members, questions, file, config, base, device, force=force)
 
 
 def _warn_if_odd(out: Output, entry: ExpertEntry) -> None:

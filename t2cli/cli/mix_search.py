@@ -39,9 +39,17 @@ class Searched:
 
 
 def searched(
-    out: Output, members: Members, examples: list[FewShot], config: CEMConfig, base: str, device: str, *, force: bool
+    out: Output,
+    members: Members,
+    examples: list[FewShot],
+    file: str,
+    config: CEMConfig,
+    base: str,
+    device: str,
+    *,
+    force: bool,
 ) -> Searched:
-    """Search weights for `members` and return what to publish.
+    """Search weights for `members` with the examples of a file and return what to publish.
 
     Raises T2Error where that would be the base itself, or where nothing was ever right, unless `force`.
     """
@@ -63,7 +71,7 @@ def searched(
         )
     if not result.beats_baselines:
         out.warn(f"{verdict(result)}; " + (f"{name} is published instead" if name else "it is published all the same"))
-    return _to_publish(adapted, members, config, result, name, mix)
+    return _to_publish(adapted, members, file, config, result, name, mix)
 
 
 def _names(members: Members) -> list[str]:
@@ -142,7 +150,7 @@ def _in_words(judged: Judged) -> str:
 
 
 def _to_publish(
-    adapted: AdaptedModel, members: Members, config: CEMConfig, result: FewShotResult, name: str, mix: Mix
+    adapted: AdaptedModel, members: Members, file: str, config: CEMConfig, result: FewShotResult, name: str, mix: Mix
 ) -> Searched:
     from t2cli.dispatch.mixing import mixed
 
@@ -155,13 +163,15 @@ def _to_publish(
     if name:
         note += f"; this is the {_named(name)}, the best of what needs no search on all {sum(result.examples)} examples"
     return Searched(
-        chosen, z, note, _training(adapted, config, result, name), _evaluation(config, result, mix),
+        chosen, z, note, _training(adapted, file, config, result, name), _evaluation(config, result, mix),
         as_json(result, name), explained(result),
     )  # fmt: skip
 
 
-def _training(adapted: AdaptedModel, config: CEMConfig, result: FewShotResult, name: str) -> TrainingRecord:
+def _training(adapted: AdaptedModel, file: str, config: CEMConfig, result: FewShotResult, name: str) -> TrainingRecord:
     """Return how the mix was found, as the manifest records it."""
+    from t2cli.files import sha256_of
+    from t2cli.paths import expanded
     from t2cli.registry.manifest import TrainingRecord
     from t2cli.training.publish import versions
 
@@ -172,6 +182,8 @@ def _training(adapted: AdaptedModel, config: CEMConfig, result: FewShotResult, n
         "evaluations": result.found.evaluations,
         "beats_baselines": result.beats_baselines,
         "published": name or "mix",
+        # by which t2 eval knows that none of its questions is new to the mix
+        "data": [{"split": "train", "file": expanded(file).name, "sha256": sha256_of(expanded(file))}],
     }
     return TrainingRecord(
         task="few-shot",

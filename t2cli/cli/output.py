@@ -23,16 +23,18 @@ class Output:
     """Where a command writes: `data` and `emit` to stdout, `say`, `aside` and `warn` to stderr.
 
     With `json`, stdout carries JSON objects only, so `data` writes nothing; without it `emit` writes
-    nothing. A command calls both and never asks. `quiet` silences talk and progress, never a warning.
+    nothing. A command calls both and never asks. `quiet` silences talk and progress, never a warning. `mute` is for
+    a process beside another one that says it all: nothing is written but errors.
     """
 
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
-        self.json = json
-        self.quiet = quiet
+    def __init__(self, *, json: bool = False, quiet: bool = False, mute: bool = False) -> None:
+        self.json = json and not mute
+        self.quiet = quiet or mute
+        self.mute = mute
 
     def data(self, text: str, *, end: str = "\n") -> None:
         """Write `text` for people to stdout, at once; nothing with --json."""
-        if not self.json:
+        if not self.json and not self.mute:
             write_stdout(text + end)
 
     def emit(self, command: str, fields: Mapping[str, object], *, version: int = 1) -> None:
@@ -58,6 +60,8 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Write "warning: `text`" to stderr as one line, also when quiet."""
+        if self.mute:
+            return
         write_stderr(styled("warning:", YELLOW) + " " + one_line(text))
 
 

@@ -85,7 +85,7 @@ def reproduce(
     from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.training.checkpoint import new_run
-    from t2cli.training.questions import questions_of
+    from t2cli.training.questions import check_same, questions_of
 
     out = Output(json=json, quiet=quiet)
     _check_alone()
@@ -93,8 +93,12 @@ def reproduce(
     known_task, spec, home = _asked(out, found, name, task, data or [], base, unsafe_code)
     _warn(out, found)
     folder = _begun(home, spec, found) if resume else None
-    spec = replace(spec, questions=questions_of(known_task, spec.config).digest)
+    questions = questions_of(known_task, spec.config)
+    if folder is not None:
+        check_same(folder.spec().questions, questions.digest, known_task, folder.path)
+    spec = replace(spec, questions=questions.digest)
     adapted = open_model(spec.base, device=device, selection=spec.config.selection, quiet=quiet)
+    questions.check_length(adapted.base)
     folder = folder or new_run(home, spec)
     # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
     entries = LocalRegistry(registry_search_path(registry) if name else [folder.path / "registry"])
@@ -126,7 +130,7 @@ def _check_alone() -> None:
 def _warn(out: Output, found: _Recorded) -> None:
     if found.settings.defaults:
         used = ", ".join(f"{setting} {value}" for setting, value in found.settings.defaults.items())
-        out.warn(f"{found.entry.reference} was recorded by an older version of t2: default used for {used}")
+        out.warn(f"{found.entry.reference} is of an older version of t2, which had fewer settings: used {used}")
 
 
 def _recorded(registry: LocalRegistry, expert: str, base: str) -> _Recorded:

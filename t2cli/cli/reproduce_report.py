@@ -80,7 +80,7 @@ def _lines(recorded: ExpertEntry, settings: Settings, trained: Trained, result: 
     if not result.differences:
         yield "versions, device, threads, processes, basis and questions are those recorded"
     for setting, value in settings.defaults.items():
-        yield f"default used: {setting} = {value} (recorded by an older version of t2, without it)"
+        yield f"used: {setting} = {value} (recorded by an older version of t2, without it)"
     assert trained.entry is not None
     yield f"new expert: {trained.entry.reference} in {trained.entry.path}"
 

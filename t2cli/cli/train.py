@@ -55,6 +55,7 @@ from t2cli.cli.training_run import report, run_shown, show_curve
 from t2cli.config import TrainConfig
 from t2cli.config import preset as settings
 from t2cli.errors import UsageError
+from t2cli.paths import launched
 
 if TYPE_CHECKING:
     from t2cli.models.team import Team
@@ -93,7 +94,8 @@ def train(
     with. Under torchrun (torchrun --nproc-per-node N -m t2cli train ...) N processes share the work.
     """
     check_picture(plot)
-    out = Output(json=json, quiet=quiet)
+    place = launched()
+    out = Output(json=json, quiet=quiet, mute=place is not None and place.rank > 0)
     if learning_rate is not None and not math.isfinite(learning_rate):
         raise UsageError("--learning-rate must be a finite number", hint=f"the default is {DEFAULTS.learning_rate}")
     asked_for = {"trainer": trainer_of(task, trainer), "adapter": adapter, "selection": targets, "seed": seed}
@@ -106,7 +108,6 @@ def train(
     from t2cli.training.distributed import joined
 
     with joined(device) as team:
-        out = out if team.leads else Output(quiet=True)
         _train(out, team, asked, given, device, registry, plot, tensorboard)
 
 
@@ -171,7 +172,9 @@ def _train(
     for warning in questions.warnings:
         out.warn(warning)
     spec = replace(spec, revisions=revisions(task), questions=questions.digest)
+    questions.check_together(team)
     adapted = open_model(asked.spec.base, device=device, selection=spec.config.selection, quiet=out.quiet)
+    questions.check_length(adapted.base)
     adapted.team = team
     if folder is None and team.leads:
         folder = new_run(asked.home, spec)

@@ -12,7 +12,8 @@ OptionalInt = Optional[int]  # noqa: UP045
 OptionalFloat = Optional[float]  # noqa: UP045
 DEFAULTS = TrainConfig()
 RATES = (
-    f"LoRA: {ADAPTER_DEFAULTS['lora']['learning_rate']}, evolution: {TRAINER_DEFAULTS['evolution']['learning_rate']}"
+    f"LoRA: {ADAPTER_DEFAULTS['lora']['learning_rate']}, evolution: {TRAINER_DEFAULTS['evolution']['learning_rate']}, "
+    f"paper and reference: {PRESETS['paper'].learning_rate}"
 )
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="The expert's name.", show_default="the task's")]
@@ -32,7 +33,15 @@ Adapter = Annotated[
     typer.Option("--adapter", help="What to train; a LoRA is saved in the run's folder, to compare with."),
 ]
 Rank = Annotated[OptionalInt, typer.Option("--rank", min=1, help="Rank of a LoRA.", show_default=str(DEFAULTS.rank))]
-Steps = Annotated[OptionalInt, typer.Option("--steps", min=1, help="Updates.", show_default=str(DEFAULTS.steps))]
+Steps = Annotated[
+    OptionalInt,
+    typer.Option(
+        "--steps",
+        min=1,
+        help="Updates.",
+        show_default=f"{DEFAULTS.steps}; labels: {TRAINER_DEFAULTS['labels']['steps']}",
+    ),
+]
 LearningRate = Annotated[
     OptionalFloat,
     typer.Option("--learning-rate", min=0.0, help="Step size.", show_default=f"{DEFAULTS.learning_rate}; {RATES}"),

@@ -10,8 +10,12 @@ import torch
 
 from t2cli.errors import T2Error
 
-# What the allocators of the CPU and of MPS say in a plain RuntimeError; CUDA's has a class of its own.
-SAID = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "bad_alloc", "MPS backend out of memory")
+# What the allocators of the CPU and of MPS, and CUDA's libraries, say in a plain RuntimeError; CUDA's allocator has a
+# class of its own.
+SAID = (
+    *("DefaultCPUAllocator: can't allocate memory", "not enough memory", "bad_alloc", "MPS backend out of memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -12,6 +13,10 @@ from t2cli.lookup import near_matches, require
 
 Scalar = str | int | float | bool
 ConfigValue = Scalar | tuple[Scalar, ...]
+
+
+_SHOWN = reprlib.Repr()  # a few lines of YAML can stand for millions of items
+_SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring = 2, 4, 4, 80
 
 
 class Fields:
@@ -47,7 +52,7 @@ class Fields:
         """Return text that is not blank, without white space at its ends."""
         value = self._get(key)
         if not isinstance(value, str) or not value.strip():
-            raise self.wrong(key, f"must be text, not {value!r}", "put it in quotes")
+            raise self.wrong(key, f"must be text, not {_SHOWN.repr(value)}", "put it in quotes")
         return value.strip()
 
     def line(self, key: str) -> str:
@@ -78,14 +83,14 @@ class Fields:
         """Return a whole number above 0."""
         value = self._get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(key, f"must be a whole number above 0, not {value!r}", "for example 64")
+            raise self.wrong(key, f"must be a whole number above 0, not {_SHOWN.repr(value)}", "for example 64")
         return value
 
     def weight(self, key: str) -> float:
         """Return a finite number above 0."""
         value = self._get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.wrong(key, f"must be a number above 0, not {value!r}", "for example 1")
+            raise self.wrong(key, f"must be a number above 0, not {_SHOWN.repr(value)}", "for example 1")
         return float(value)
 
     def regex(self, key: str) -> re.Pattern[str]:

@@ -7,15 +7,29 @@ from typing import Any
 
 import yaml
 
+MOST = 1000  # keys of a mapping, once what it merges (<<) is written out
+
 
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice: YAML would take the last, and what the first said would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.YAMLError(f"the key {twice[0]!r} is there twice (below line {node.start_mark.line + 1})")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(f"the key {key.value!r} is there twice {_below(node)}")
+                seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST:  # `<<: [*a, *a]` in a few lines can stand for more keys than memory holds
+            raise yaml.YAMLError(f"a mapping has more than {MOST} keys {_below(node)}")
+
+
+def _below(node: yaml.Node) -> str:
+    return f"(below line {node.start_mark.line + 1})"
 
 
 def read_plain(text: str) -> object:

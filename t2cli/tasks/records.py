@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from t2cli.tasks.spec import AnswerSpec, Row, TaskSpec
 
 MAX_TEXT = 100_000  # characters of a question or an answer
+# Numbers of which the last digits alone would be read: 12 000, 12'000, 12_000, 1.234,56 and 2\u00bd.
+_HALF_READ = re.compile(
+    r"(?<![\d.,])\d{1,3}(?:[ '\u2019_]\d{3})+(?![\d/]|\s/)|\d\.\d{3},\d|[\u00bc-\u00be\u2150-\u215f]"
+)
 
 Locate = Callable[["Row"], Located]
 
@@ -74,6 +78,11 @@ class RecordSource:
             raise UsageError(
                 f"the task {self._spec.name} has no {split} questions: all there is, {names}, is held out",
                 hint="give --data train=FILE and --data test=FILE, or one file of all questions as --data FILE",
+            )
+        if split != "test" and all(each.record.split == "test" for each in self._spec.mixture):
+            raise UsageError(
+                f"the task {self._spec.name} is for evaluation only: all its questions are held out",
+                hint=f"measure with it: t2 eval --task {self._spec.name}; train on another task",
             )
         random.Random(seed).shuffle(items)  # noqa: S311
         return iter(items)
@@ -168,6 +177,12 @@ def _item(row: Row, record: Record, split: str, *, carve: bool) -> Item | None:
             raise CorruptArtifactError(
                 f"{record.where}: `split` makes {named!r:.60}", hint=f"it must make {', '.join(SPLITS)} or nothing"
             )
+        if split not in ("", named) and (split, named) != ("train", "validation"):
+            # without a word, a question of the test file would be trained on
+            raise CorruptArtifactError(
+                f"{record.where}: this is the {split} file, and the task's `split` makes {named!r} of it",
+                hint="give one file of all questions as --data FILE, which `split` divides, or correct the record",
+            )
         return Item(question, answer, named, record.values)
     if split == "train" and carve and split_of(question) == "validation":
         split = "validation"
@@ -221,6 +236,8 @@ def answer_problem(kind: str, answer: str) -> str:
     """Return what keeps `answer` from being right under a kind of reward; "" for nothing."""
     if kind == "number" and extract_number(answer) is None:
         return f"the answer {answer!r:.60} holds no number"
+    if kind == "number" and (found := _HALF_READ.search(answer)):
+        return f"the answer {answer!r:.60} holds {found[0]!r}: write it as 12000, 12,000, 1234.56 or 2 1/2"
     if kind == "choice" and not re.fullmatch(r"\(?[A-Ea-e1-5][).]?", answer):
         return f"the answer {answer!r:.60} is no letter from A to E and no number from 1 to 5"
     if kind == "exact" and not plain_text(answer):

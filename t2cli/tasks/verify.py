@@ -157,10 +157,11 @@ def _choice_patterns(one: str) -> _Choices:
 
     def stated(as_what: str) -> str:
         gap = r"[*_]{0,3}\s{0,3}"  # bounded: where several could share a long run of spaces, time would be its cube
-        return rf"(?i:\b(?:{as_what})){gap}(?i:is\b)?\s{{0,3}}:?{gap}(?:\\boxed\{{|[*_(\[\"'`$]){{0,6}}{label}"
+        before = r"(?:\\boxed\{|\\text\{|[*_(\[\"'`$]){0,6}"
+        return rf"(?i:\b(?:{as_what})){gap}(?i:is\b)?\s{{0,3}}:?{gap}{before}{label}"
 
     alone = rf"[\s*_(\[\"'`]*([{one}{one.lower()}])[\s*_)\]\"'`.:,!]*"
-    marked = rf"""\(([{one}])\) | (?<!\w)([{one}])\) | \*\*([{one}])\*\* | \\boxed\{{([{one}])\}}
+    marked = rf"""\(([{one}])\) | (?<!\w)([{one}])\) | \*\*([{one}])\*\* | \\boxed\{{(?:\\text\{{)?([{one}])\}}
     | ^\s*[*_\["']*([{one}])[*_"']*(?:[\].:,](?!\d)|\s*$)    # B. Paris"""
     return _Choices(
         re.compile(stated("answer")),

@@ -214,7 +214,10 @@ class TrainingRun:
     def _sizes(self) -> list[int]:
         """Return how much goes through the model at once from now on: what every process has memory for."""
         for room in self.rooms:
-            room.size = self.team.least(room.size)
+            least = self.team.least(room.size)
+            if least < room.size:
+                self.listener.note(f"memory ran out in another process: {least} {room.things} at once from now on")
+            room.size = least
         return [room.size for room in self.rooms]
 
     def _validate(self, use: AbstractContextManager[None], on_done: Advance | None = None) -> Answers:

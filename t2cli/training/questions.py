@@ -6,15 +6,23 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from t2cli.config import PRESETS, TrainConfig
 from t2cli.errors import T2Error, UsageError
+from t2cli.models.team import Team
 from t2cli.svf.evolution import seed_of_step
 from t2cli.tasks.base import Example, SpecTask, Task, origin, up_to
+from t2cli.tasks.records import RecordSource
 from t2cli.tasks.sampling import Asked
 from t2cli.training.publish import EVALUATION_SEED, SHOWN_FROM
 
+if TYPE_CHECKING:
+    from t2cli.models.base import BaseModel
+
+Chat = list[dict[str, str]]
+
+ALL = 10**9  # more questions than files hold
 FEW = 10  # questions, of which one more or less is ten points
 
 
@@ -51,11 +59,15 @@ class Lessons:
 
 
 class Questions(NamedTuple):
-    """What a run will ask: a digest of it, and how many questions choose the checkpoint and measure it."""
+    """What a run will ask: a digest of it, how many questions choose the checkpoint and measure it, and their chats.
+
+    Of questions that are made as they are needed, `chats` are those that are known before; of files they are all.
+    """
 
     digest: str
     validation: int
     test: int
+    chats: tuple[Chat, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
@@ -67,12 +79,35 @@ class Questions(NamedTuple):
             if n < FEW
         ]
 
+    def check_length(self, base: BaseModel) -> None:
+        """Raise UsageError if the base cannot read one of them, or has no room left for an answer.
+
+        No text has more tokens than bytes: half the context is enough for all that a chat template adds.
+        """
+        long = [chat for chat in self.chats if _size(chat) > base.context // 2]
+        for chat in long or sorted(self.chats, key=_size)[-1:]:
+            if (tokens := len(base.encode(chat))) >= base.context:
+                raise UsageError(
+                    f"the question {chat[-1]['content']!r:.80} has {tokens} tokens, and {base.identity.name} reads at "
+                    f"most {base.context}",
+                    hint="shorten it or leave it out, or use a base with a longer context",
+                )
+
+    def check_together(self, team: Team) -> None:
+        """Raise UsageError unless all processes of a team ask the same."""
+        if len(set(team.gathered([self.digest]))) > 1:
+            raise UsageError(
+                "the processes of this training ask different questions",
+                hint="give all of them the same task, files and versions of t2 and reasoning-gym",
+            )
+
 
 def questions_of(task: Task, config: TrainConfig) -> Questions:
     """Return what a run with `config` asks, drawn as the run will draw it.
 
-    Raises T2Error if the task has fewer questions than a step asks, or lacks their source: a run that ends for that
-    after hours would have been for nothing. Where questions come from files, fewer will do for validation and test.
+    Raises T2Error if the task has fewer questions than a step asks, lacks their source, or has one in its files that
+    makes no prompt: a run that ends for that after hours would have been for nothing. Where questions come from files,
+    fewer will do for validation and test.
     """
     train = up_to(task, "train", config.prompts_per_step, config.seed)
     if len(train) < config.prompts_per_step:
@@ -86,7 +121,11 @@ def questions_of(task: Task, config: TrainConfig) -> Questions:
     shown = up_to(task, "train", SHOWN_FROM, config.seed)
     validation = up_to(task, "validation", config.validation_examples, config.seed)
     test = up_to(task, "test", config.evaluation_examples, EVALUATION_SEED)
-    return Questions(_digest(task, (train, shown, validation, test)), len(validation), len(test))
+    drawn = (train, shown, validation, test)
+    read = isinstance(task, SpecTask) and isinstance(task.source, RecordSource)
+    known = (up_to(task, "train", ALL, config.seed), validation, test) if read else drawn
+    chats = tuple(task.messages(each) for examples in known for each in examples)
+    return Questions(_digest(task, drawn), len(validation), len(test), chats)
 
 
 def check_same(before: str, now: str, task: Task, folder: Path) -> None:
@@ -97,6 +136,10 @@ def check_same(before: str, now: str, task: Task, folder: Path) -> None:
             "from could be what it is measured on now",
             hint="put the task's file and its data back as they were, or leave out --resume to start another run",
         )
+
+
+def _size(chat: Chat) -> int:
+    return sum(len(message["content"].encode()) for message in chat)
 
 
 def _digest(task: Task, drawn: Sequence[Sequence[Example]]) -> str:

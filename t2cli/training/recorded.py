@@ -1,7 +1,8 @@
 """A training run as a manifest records it: its settings read back, and what comes of running them again.
 
-Settings are read by name. One that this t2 does not know is an error, for the run would be another; one that was not
-there yet when the manifest was written has today's default, and the caller is told which.
+Settings are read by name. One that this t2 does not know is an error, for the run would be another. One that was not
+there yet when the manifest was written has the value at which it does nothing, where there is one, else today's
+default, and the caller is told which.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ COUNTS = (  # settings that must not be 0; none is negative
     *("steps", "prompts_per_step", "group", "micro_batch"),
     *("validate_every", "validation_examples", "evaluation_examples"),
 )
+WITHOUT: dict[str, object] = {"rounds": 1, "stuck": 0.0, "max_relative_step": 0.0, "retries": 0}  # as before they were
 NOT_RECORDED = "not recorded"
 
 
 class Settings(NamedTuple):
-    """The settings of a recorded run, and those of them that are today's defaults because none were recorded."""
+    """The settings of a recorded run, and those of them that were not recorded (see above), with their values."""
 
     config: TrainConfig
     defaults: dict[str, object]
@@ -94,7 +96,7 @@ def settings_of(training: TrainingRecord, where: str) -> Settings:
             )
     basis = PRESETS.get(training.preset, TrainConfig())
     try:
-        config = replace(basis, **given)  # type: ignore[arg-type]
+        config = replace(basis, **{**WITHOUT, **given})  # type: ignore[arg-type]
         if config.adapter != "svf":
             raise ValueError(f"adapter must be svf for an expert, not {config.adapter}")
     except ValueError as error:
@@ -145,6 +147,19 @@ def learned_from(training: TrainingRecord, task: Task) -> list[str]:
     asked = [file for file in (now if isinstance(now, list) else []) if file["split"] in ("test", "all")]
     others = {"test": ("train", "validation", "all"), "all": ("train", "validation")}
     return [file["file"] for file in asked if any((file["sha256"], split) in before for split in others[file["split"]])]
+
+
+def perhaps_learned_from(training: TrainingRecord, task: Task) -> list[str]:
+    """Return the files of the task's test questions of which nobody knows whether a recorded run had questions of them.
+
+    These are other files than the run read for the same task: the Hub's data set and what was downloaded from it hold
+    the same questions in other bytes.
+    """
+    before = {str(file.get("sha256")) for file in _files_of(training)}
+    now = origin(task).get("data")
+    if not before or training.task != task.name or not isinstance(now, list):
+        return []
+    return [file["file"] for file in now if file["split"] in ("test", "all") and file["sha256"] not in before]
 
 
 def base_of(entry: ExpertEntry) -> str:

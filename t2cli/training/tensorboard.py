@@ -26,7 +26,7 @@ def check_tensorboard() -> None:
         import tensorboard  # noqa: F401
     except ImportError as error:
         raise T2Error(
-            "--tensorboard needs the package tensorboard, which is not installed",
+            "events for TensorBoard need the package tensorboard, which is not installed",
             hint='install the extra "tensorboard": pip install "t2cli[tensorboard]"; t2 curve needs nothing more',
         ) from error
 
@@ -35,6 +35,7 @@ class WithEvents:
     """A listener that writes events and passes on what it hears to another."""
 
     def __init__(self, listener: Listener, folder: RunFolder) -> None:
+        check_tensorboard()
         self._listener = listener
         self._folder = folder
         self._writer: SummaryWriter | None = None

@@ -20,6 +20,7 @@ from t2cli.config import SamplingConfig
 from t2cli.dispatch.decision import Decision
 from t2cli.dispatch.fixed import FixedStrategy
 from t2cli.dispatch.two_pass import TwoPass
+from t2cli.files import sha256_of
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import load_base
 from t2cli.models.generate import generate
@@ -103,6 +104,7 @@ def test_what_is_published_is_what_the_record_says(
     assert manifest.evaluation[0].expert_accuracy == found["score"]
     assert manifest.training is not None
     assert manifest.training.config["beats_baselines"] == found["beats_baselines"]
+    assert manifest.training.config["data"] == [{"split": "train", "file": "few.jsonl", "sha256": sha256_of(few)}]
     assert ("the mix beats the" in manifest.description) == found["beats_baselines"]
     assert ("the mix beats the" in result.stderr) == found["beats_baselines"]
     assert LocalRegistry([tmp_path / "experts"]).verify(entry) == []

@@ -208,9 +208,9 @@ def test_a_setting_that_an_older_version_did_not_record_is_said_to_be_the_defaul
     result = reproduce("divisors", "--quiet")
     assert result.exit_code == 0
     assert result.stderr == (
-        "warning: divisors@2 was recorded by an older version of t2: default used for kl_coefficient 0.02\n"
+        "warning: divisors@2 is of an older version of t2, which had fewer settings: used kl_coefficient 0.02\n"
     )
-    assert "default used: kl_coefficient = 0.02 (recorded by an older version" in result.stdout
+    assert "used: kl_coefficient = 0.02 (recorded by an older version" in result.stdout
     assert json.loads(reproduce("divisors", "--quiet", "--json").stdout)["defaults"] == {"kl_coefficient": 0.02}
 
 

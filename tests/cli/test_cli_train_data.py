@@ -253,6 +253,38 @@ def test_questions_that_an_expert_was_trained_on_are_not_held_out(
         assert "split test, NOT HELD OUT, seed 0" in result.stdout
 
 
+def test_other_files_of_the_same_task_may_hold_the_same_questions(
+    run: Callable, options: list[str], data: Path, tmp_path: Path
+) -> None:
+    assert run("train", *options, "--data", data, *FAST).exit_code == 0
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]))
+    result = run("eval", "ones", *options, "--data", other, "--n", "4", "--json", "--quiet")
+    assert result.stderr == (
+        "warning: ones@1 was trained on other files for ones: whether they hold questions of other.json is not known\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"ask": "How much is it?", "answer": 1}, "the prompt template"),
+        ({"ask": "What is 2 - 1? " * 300, "answer": 1, "unit": "m"}, "tokens, and counting reads at most 512"),
+    ],
+)
+def test_every_question_of_a_file_is_looked_at_before_training(
+    run: Callable, options: list[str], data: Path, tmp_path: Path, record: dict, said: str
+) -> None:
+    for name, more in (("train", [record]), ("test", [])):
+        records = [{**json.loads(line), "unit": "m"} for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [*records, *more]))
+    (tmp_path / "ones.yaml").write_text(TASK + 'prompt: "{{ ask }} In {{ unit }}."\n')
+    result = run("train", *options, "--data", data, *FAST)
+    assert said in result.stderr
+    assert result.exit_code in (1, 2)
+    assert not (tmp_path / "home" / "runs").exists()
+
+
 def test_few_questions_are_refused_or_warned_of(
     run: Callable, refused: Callable, options: list[str], data: Path
 ) -> None:

@@ -18,7 +18,9 @@ from t2cli.tasks import jsonl
 from t2cli.tasks.base import SpecTask, load_task, origin, up_to
 from t2cli.tasks.data_files import parse_data
 from t2cli.tasks.jsonl import read_records
+from t2cli.tasks.records import answer_problem
 from t2cli.tasks.sampling import SPLITS, split_of
+from t2cli.tasks.verify import REWARDS
 
 HEAD = "name: own\ncategory: own\ndescription: mine\nmax_new_tokens: 8\nanswer: {kind: number}\n"
 SUMS = [{"question": f"What is {a} + {b}?", "answer": a + b} for a in range(20) for b in range(20)]
@@ -113,6 +115,30 @@ def test_templates_make_question_answer_split_and_prompt(own: Callable[..., Spec
     assert example.answer == "4,036"
     assert task.messages(example)[-1]["content"] == "How many legs have 1009 cats? Count in legs."
     assert task.reward(example, "4036") == 1.0
+
+
+def test_a_file_whose_records_say_another_split_is_refused(own: Callable[..., SpecTask], tmp_path: Path) -> None:
+    """Else questions of the test file would be trained on, and the manifest would not say so."""
+    records = [{**record, "id": i} for i, record in enumerate(SUMS)]
+    split = "record: {split: \"{{ '' if id < 5 else 'test' if id < 100 else 'validation' if id < 120 else 'train' }}\"}"
+    source, files = f"{{kind: jsonl, train: train.jsonl, test: test.jsonl, {split}}}", (records[100:], records[:100])
+    agreed = own(source, train=lines(files[0]), test=lines(files[1]))
+    sizes = [len(questions(agreed, each)) for each in ("test", "validation")]
+    assert sizes == [95, 15]  # 5 more have the words of a test question
+    said = r"test\.jsonl, line 1: this is the test file, and the task's `split` makes 'validation' of it"
+    with pytest.raises(CorruptArtifactError, match=said) as error:
+        questions(own(source, train=lines(files[0]), test=lines(files[0])), "test")
+    assert "--data FILE" in error.value.hint
+    whole = own(f"{{kind: jsonl, file: q.jsonl, {split}}}", q=lines(records))
+    assert [questions(whole, each) for each in SPLITS] == [questions(agreed, each) for each in SPLITS]
+
+
+def test_a_task_that_is_for_evaluation_only_says_so(own: Callable[..., SpecTask]) -> None:
+    task = own("{kind: jsonl, file: q.jsonl, record: {split: test}}", q=lines(SUMS))
+    assert len(questions(task, "test")) == len(SUMS)
+    with pytest.raises(UsageError, match="the task own is for evaluation only") as error:
+        questions(task, "train")
+    assert "t2 eval --task own" in error.value.hint
 
 
 def test_a_template_that_names_no_validation_leaves_a_part_of_train_for_it(own: Callable[..., SpecTask]) -> None:
@@ -217,6 +243,8 @@ GOOD = b'{"question": "What is 1 + 1?", "answer": 2}\n'
         (GOOD + b'{"question": " ", "answer": 1}', r"line 2: the question is empty"),
         (GOOD + b'{"question": "q\\ud800", "answer": 1}', r"line 2: the question is no text"),
         (GOOD + b'{"question": "q", "answer": "two"}', r"line 2: the answer 'two' holds no number"),
+        (GOOD + b'{"question": "q", "answer": "it has 12 000 legs"}', r"line 2: .* holds '12 000': write it as 12000"),
+        (GOOD + b'{"question": "q", "answer": "1.234,56"}', r"line 2: .* holds '1.234,5': write it as"),
         (GOOD + GOOD.replace(b": 2}", b": 3}"), r"line 2: the question of q\.jsonl, line 1 again, with the answer '3'"),
         (b"[" + GOOD, r"q\.jsonl is no valid JSON"),
         (b"[" + GOOD + b", 3]", r"record 2 must be an object, not int"),
@@ -315,6 +343,20 @@ def test_a_prompt_that_fails_is_told(prompt: str, own: Callable[..., SpecTask]) 
     task = own(head=HEAD + f'prompt: "{prompt}"\n', q=lines(SUMS))
     with pytest.raises(T2Error, match=r"the prompt template .* failed"):
         task.messages(task.examples("train", 1, 0)[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        *(("12'000", None), ("12_000_000", None), ("2\u00bd", None), ("12,000", 12000), ("2 1/2", 2.5)),
+        *(("3 100/800", 3.125), ("-1.5", -1.5), ("1.234", 1.234), ("1234 567890", 567890), ("in 12 steps: 300", 300)),
+        ("12\u202f000", 12000),
+    ],
+)
+def test_an_answer_of_which_a_part_would_be_read_is_refused(answer: str, value: float | None) -> None:
+    assert bool(answer_problem("number", answer)) is (value is None)
+    if value is not None:
+        assert REWARDS["number"](answer, f"{value:.3f}")
 
 
 def test_a_missing_file_is_told(own: Callable[..., SpecTask]) -> None:

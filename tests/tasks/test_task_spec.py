@@ -8,6 +8,8 @@ from t2cli.errors import CorruptArtifactError, T2Error
 from t2cli.tasks.prompts import render
 from t2cli.tasks.spec import AnswerSpec, TaskSpec
 
+# a few lines that stand for more keys than memory would hold, were there more of them
+MERGED = "x0: &x0 {a: 1, b: 2}\n" + "".join(f"x{i}: &x{i} {{<<: [*x{i - 1}, *x{i - 1}]}}\n" for i in range(1, 13))
 GOOD = r"""
 name: demo
 category: Demo things
@@ -78,6 +80,8 @@ def test_a_good_file_is_read_whole() -> None:
         ("    - dataset: needle_haystack", "    - dataset: sums", "two rows are named 'sums'"),
         ("name: demo", "name: demo\nname2: {", "is no valid YAML"),
         ("name: demo", "name: demo\nname: other", "the key 'name' is there twice"),
+        ("name: demo", "name: [&a [x, x, x], &b [*a, *a, *a], *b, *b, *b]", r"name: must be text, not \[\[.*\.\.\."),
+        ("name: demo", MERGED + "name: demo", "a mapping has more than 1000 keys"),
         ("description: a demonstration", "description: 2024-13-45", "is no valid YAML: month must be"),
         ("max_new_tokens: 48", "max_new_tokens: 48\nstop: 'x*'", "stop: matches the empty text"),
         ("name: demo", "name: !!python/object:os.system x", "is no valid YAML"),

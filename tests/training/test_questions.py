@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -10,7 +11,8 @@ import pytest
 from odd_task import SMALL, OddTask
 
 from t2cli.config import TrainConfig
-from t2cli.errors import T2Error
+from t2cli.errors import T2Error, UsageError
+from t2cli.models.team import Item, Team
 from t2cli.svf.evolution import seed_of_step
 from t2cli.tasks.base import Example, SpecTask, load_task
 from t2cli.tasks.spec import TaskSpec
@@ -53,6 +55,19 @@ def test_what_a_run_asks_is_known_by_a_digest() -> None:
     assert questions_of(OddTask(), replace(SMALL, steps=9, learning_rate=1.0)).digest == known
     changed = [questions_of(task, SMALL).digest for task in (Other(), OddTask(max_new_tokens=9), OddTask(name="even"))]
     assert len({known, *changed, questions_of(OddTask(), replace(SMALL, seed=1)).digest}) == 5
+
+
+def test_processes_that_ask_different_questions_are_told() -> None:
+    class Two(Team):
+        def gathered(self, mine: Sequence[Item]) -> list[Item]:
+            return [*mine, *theirs]
+
+    questions = questions_of(OddTask(), SMALL)
+    theirs = [questions.digest]
+    questions.check_together(Two())
+    theirs = ["another"]
+    with pytest.raises(UsageError, match="ask different questions"):
+        questions.check_together(Two())
 
 
 def test_training_asks_all_questions_before_it_asks_one_again() -> None:

@@ -41,12 +41,14 @@ def test_every_preset_survives_the_record(name: str) -> None:
 @pytest.mark.parametrize(
     "missing", [field.name for field in fields(TrainConfig) if field.name not in ("preset", "seed")]
 )
-def test_a_missing_setting_is_todays_default_and_named(missing: str) -> None:
+def test_a_missing_setting_does_nothing_or_is_todays_default_and_is_named(missing: str) -> None:
     full = record(TrainConfig())
     older = replace(full, config={key: value for key, value in full.config.items() if key != missing})
+    idle = {"rounds": 1, "stuck": 0, "max_relative_step": 0, "retries": 0}
+    value = idle.get(missing, getattr(TrainConfig(), missing))
     config, defaults = settings_of(older, "x")
-    assert config == TrainConfig()
-    assert defaults == {missing: getattr(TrainConfig(), missing)}
+    assert config == replace(TrainConfig(), **{missing: value})
+    assert defaults == {missing: value}
 
 
 def test_unknown_settings_are_named_with_the_version_that_wrote_them() -> None:
@@ -88,11 +90,19 @@ def test_a_setting_may_be_declared_in_any_of_these_ways(value: object, declared:
 
 def test_the_experts_that_ship_say_how_they_were_trained() -> None:
     entries = {entry.manifest.name: entry for entry in LocalRegistry([Path(shipped_registry())]).list()}
-    labels = {"trainer": "labels", **TRAINER_DEFAULTS["labels"]}
+    labels = {"trainer": "labels", **TRAINER_DEFAULTS["labels"], "rounds": 1, "stuck": 0.0}  # it samples nothing
     for name, changes in (("math", {"steps": 100}), ("reasoning", {}), ("code", {}), ("dispatch", labels)):
         training = entries[name].manifest.training
         assert training is not None
         assert settings_of(training, name).config == replace(TrainConfig(), **changes)
+
+
+def test_a_setting_that_came_later_does_nothing() -> None:
+    entries = LocalRegistry([Path(shipped_registry())])
+    training = entries.find("reasoning@2").manifest.training
+    assert training is not None
+    settings = settings_of(training, "reasoning@2")
+    assert settings.config.rounds == settings.defaults["rounds"] == 1
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from interruptions import Heard
 from odd_task import SMALL, start
 
+from t2cli.errors import T2Error
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.training.metrics import Silent
@@ -54,6 +56,15 @@ def test_events_are_the_metrics(step: int | None, open_counting: Open, registry:
         assert found[name] == pytest.approx({record.step: getattr(record, name) for record in records}, rel=1e-6)
     assert found["validation"] == pytest.approx({r.step: r.validation for r in records if r.validation is not None})
     assert not set(found) & {"step", "steps", "elapsed", "eta"}
+
+
+def test_a_run_with_events_does_not_go_on_without_the_package(
+    counting: AdaptedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(T2Error, match="need the package tensorboard") as error:
+        WithEvents(Silent(), start(counting).folder)
+    assert "t2cli[tensorboard]" in error.value.hint
 
 
 def test_another_listener_hears_all(counting: AdaptedModel, registry: LocalRegistry) -> None:
