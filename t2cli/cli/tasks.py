@@ -39,7 +39,7 @@ def tasks(
     """List the built-in tasks, or show one in full.
 
     BASE is the accuracy of --base alone, where an expert in the registry was evaluated on the task.
-    Questions that have not been fetched yet are not shown: nothing is fetched here.
+    EXAMPLE is one of the kind where questions have not been fetched: nothing is fetched here.
     """
     out = Output(json=json, quiet=quiet)
     if data and not name:
@@ -87,19 +87,19 @@ def _evaluation(task: str, manifests: list[ExpertManifest]) -> EvaluationRecord 
 
 
 def _known_question(spec: TaskSpec, manifests: list[ExpertManifest]) -> str | None:
-    """Return a question of a task: one that an expert was trained on, else one that is at hand; None if none is."""
+    """Return a question of a task: one that an expert was trained on, one that is at hand, or one of the kind."""
     from t2cli.tasks.glimpse import first_example, offline
 
     for manifest in manifests:
         if manifest.training is not None and manifest.training.task == spec.name and manifest.examples:
             return manifest.examples[0]
     if spec.source == "reasoning-gym":  # importing it takes seconds: too long for a list
-        return None
+        return spec.example or None
     try:
         example = first_example(offline(spec))
     except T2Error:  # not fetched, not installed
-        return None
-    return example.question if example else None
+        example = None
+    return example.question if example else spec.example or None
 
 
 def _record(spec: TaskSpec, manifests: list[ExpertManifest], question: str | None) -> dict[str, object]:

@@ -8,6 +8,8 @@ from t2cli.tasks.records import RecordSource
 from t2cli.tasks.sampling import SPLITS
 from t2cli.tasks.spec import SOURCE_OF_CATEGORIES, TaskSpec
 
+MOST = 6  # data sets that are named in a line
+
 
 def offline(spec: TaskSpec) -> SpecTask:
     """Return the task with a source that never asks the Hub: what is not here is not found."""
@@ -50,7 +52,8 @@ def _size(task: SpecTask, split: str) -> int:
 
 def source_text(spec: TaskSpec) -> str:
     """Return in a few words where a task's questions are from."""
-    rows = ", ".join(dict.fromkeys(row.dataset for row in spec.mixture))
+    names = list(dict.fromkeys(row.dataset for row in spec.mixture))
+    rows = ", ".join(names) if len(names) <= MOST else f"{', '.join(names[:3])} and {len(names) - 3} more"
     if spec.source == "hub":
         config = spec.mixture[0].config.get("config")
         return f"Hub: {rows}" + (f" ({config})" if config else "")

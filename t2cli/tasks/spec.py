@@ -3,6 +3,7 @@
     name: math
     category: math                  # what pass 1 may answer
     description: one line, also shown to the dispatcher
+    example: optional question of the kind, which `t2 tasks` shows where none is at hand
     source:
       kind: reasoning-gym           # a row of t2cli.tasks.sampling.SOURCES
       mixture:                      # what the questions are drawn from, in proportion to weight
@@ -123,6 +124,7 @@ class TaskSpec:
     max_new_tokens: int
     folder: Path = Path()
     stop: str | None = None
+    example: str = ""
     revisions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -168,6 +170,7 @@ class TaskSpec:
             max_new_tokens=fields.count("max_new_tokens"),
             folder=folder,
             stop=_stop(fields) if fields.has("stop") else None,
+            example=fields.text("example") if fields.has("example") else "",
         )
         fields.done()
         source.done()

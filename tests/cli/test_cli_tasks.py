@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, Repo
 
-from t2cli.tasks.base import task_names
+from t2cli.tasks.base import SpecTask, load_task, task_names
+from t2cli.tasks.glimpse import first_example
 
 GSM8K = [{"question": f"Ann has {i} cats, Bo 2. How many?", "answer": f"{i} + 2\n#### {i + 2}"} for i in range(60)]
 FIELDS = ["name", "category", "description", "source", "example", "base_accuracy", "base_n"]
@@ -43,11 +44,22 @@ def test_every_built_in_task_is_listed_with_what_is_known(run: Callable) -> None
     assert (listed["math"]["base_accuracy"], listed["math"]["base_n"]) == (pytest.approx(0.172, abs=1e-3), 500)
     assert listed["math"]["example"]
     assert listed["gsm8k"]["source"] == "Hub: openai/gsm8k (main)"
-    assert (listed["gsm8k"]["example"], listed["gsm8k"]["base_accuracy"]) == (None, None)
+    assert listed["gsm8k"]["base_accuracy"] is None
+    assert listed["code"]["source"].endswith(" more")
+    for name, task in listed.items():  # of a task that no expert learned, also where its questions are not at hand
+        assert task["example"], name
     text = run("tasks").stdout.splitlines()
     assert text[0].split() == ["NAME", "CATEGORY", "SOURCE", "BASE", "EXAMPLE"]
     assert len(text) == 1 + len(listed)
     assert "0.172" in next(line for line in text if line.startswith("math "))
+
+
+def test_the_example_of_a_task_is_a_question_of_it() -> None:
+    pytest.importorskip("reasoning_gym")
+    for name in ("terms", "letters", "largest"):
+        task = load_task(name)
+        assert isinstance(task, SpecTask)
+        assert task.messages(first_example(task))[-1]["content"].startswith(task.spec.example)
 
 
 def test_what_another_base_scores_is_not_shown(run: Callable) -> None:
