@@ -99,7 +99,7 @@ CHOICES = {
     "selection": SELECTIONS,
 }
 
-# One rollout per prompt and no baseline, as the paper and its code; as many rollouts a step as `t2` has. The paper's
+# One rollout per prompt and no baseline, as the paper and its code; as many a step as `t2` has at least. The paper's
 # batch is 256, its KL coefficient 0 to 0.3 by task, and it names no warm-up and no weight decay.
 _SINGLE = TrainConfig(
     prompts_per_step=48,

@@ -70,7 +70,7 @@ Data = Annotated[
         "--data",
         metavar="FILE",
         help="Read the task's questions from this file, from the train and test file of a folder, or from"
-        " train=FILE and test=FILE (given twice).",
+        " train=FILE and test=FILE (given twice; test=FILE alone to evaluate; other=FILE for dispatch).",
         show_default="the task's own source",
     ),
 ]

@@ -39,7 +39,7 @@ def tasks(
     """List the built-in tasks, or show one in full.
 
     BASE is the accuracy of --base alone, where an expert in the registry was evaluated on the task.
-    EXAMPLE is one of the kind where questions have not been fetched: nothing is fetched here.
+    EXAMPLE is one of the kind where none is at hand: nothing is fetched or made for the list.
     """
     out = Output(json=json, quiet=quiet)
     if data and not name:

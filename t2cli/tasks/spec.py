@@ -3,7 +3,7 @@
     name: math
     category: math                  # what pass 1 may answer
     description: one line, also shown to the dispatcher
-    example: optional question of the kind, which `t2 tasks` shows where none is at hand
+    example: optional question of the kind, for the list of `t2 tasks` where none is at hand
     source:
       kind: reasoning-gym           # a row of t2cli.tasks.sampling.SOURCES
       mixture:                      # what the questions are drawn from, in proportion to weight

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from trained import FAST, published, runs
 
 from t2cli.config import preset
@@ -123,10 +124,13 @@ def test_events_a_picture_and_a_curve(
     assert shown.stdout in result.stderr
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_torchrun_publishes_once_and_one_process_talks(
-    two_processes: Callable, options: list[str], tmp_path: Path
+    device: str, two_processes: Callable, options: list[str], tmp_path: Path
 ) -> None:
-    result = two_processes(["train", *options, *FAST, "--json", "--device", "cpu"])
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("NCCL needs a GPU for each of two processes")
+    result = two_processes(["train", *options, *FAST, "--json", "--device", device])
     assert result.returncode == 0, result.stderr
     (entry,) = published()
     assert json.loads(result.stdout)["digest"] == entry.digest  # one object: it would not parse otherwise
