@@ -38,14 +38,13 @@ def curve(
     NAME is the newest run of that name for --base, NAME@VERSION the run that published it.
     Validations are marked. Experts that were trained elsewhere have no run here.
     """
-    from t2cli.cli.session import for_base
     from t2cli.paths import expanded
     from t2cli.training.checkpoint import RunFolder
 
     check_picture(plot)
     out = Output(json=json, quiet=quiet)
     place = expanded(run)
-    folder = RunFolder(place) if (place / "run.json").is_file() else _run_of(for_base(base, quiet).label, run)
+    folder = RunFolder(place) if (place / "run.json").is_file() else _run_of(_folder_of(base, quiet), run)
     records = folder.metrics.done()
     if not records:
         raise NotFoundError(
@@ -58,6 +57,17 @@ def curve(
     if plot is not None:
         save_curve(records, plot, f"{folder.spec().expert}: reward in training")
         out.say(f"wrote {plot}")
+
+
+def _folder_of(base: str, quiet: bool) -> str:
+    """Return what the folder of a base's runs is called."""
+    from t2cli.cli.session import for_base
+    from t2cli.models.catalog import CATALOG, locate
+    from t2cli.models.identity import identify
+
+    if base in CATALOG:  # known without its files
+        return for_base(base, quiet).label
+    return identify(locate(base, quiet=quiet), quiet=quiet).folder_name
 
 
 def _run_of(base_folder: str, expert: str) -> RunFolder:

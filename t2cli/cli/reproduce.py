@@ -98,7 +98,7 @@ def reproduce(
         check_same(folder.spec().questions, questions.digest, known_task, folder.path)
     spec = replace(spec, questions=questions.digest)
     adapted = open_model(spec.base, device=device, selection=spec.config.selection, quiet=quiet)
-    questions.check_length(adapted.base)
+    questions.check_length(adapted.base, spec.config)
     folder = folder or new_run(home, spec)
     # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
     entries = LocalRegistry(registry_search_path(registry) if name else [folder.path / "registry"])

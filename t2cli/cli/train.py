@@ -174,7 +174,7 @@ def _train(
     spec = replace(spec, revisions=revisions(task), questions=questions.digest)
     questions.check_together(team)
     adapted = open_model(asked.spec.base, device=device, selection=spec.config.selection, quiet=out.quiet)
-    questions.check_length(adapted.base)
+    questions.check_length(adapted.base, spec.config)
     adapted.team = team
     if folder is None and team.leads:
         folder = new_run(asked.home, spec)

@@ -104,6 +104,8 @@ def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, object], 
 
     Raises UsageError if that was another task; warns of settings that were `given` and are not what it began with.
     """
+    from t2cli.tasks.own_reward import is_changed
+
     spec = folder.spec()
     if spec.task != asked.task:
         raise UsageError(
@@ -120,8 +122,13 @@ def settings_of(folder: RunFolder, asked: RunSpec, given: Mapping[str, object], 
             spec = replace(spec, data=asked.data)
         else:
             ignored.append("--data")
-    if asked.reward and asked.reward != spec.reward:
+    if asked.reward and any(asked.reward[key] != spec.reward.get(key) for key in ("name", "folder")):
         ignored.append("--reward")
+    if spec.reward and is_changed(spec.reward):
+        out.warn(
+            f"the code of the reward {spec.reward['name']} has changed since the run began: "
+            "what it says from now on is compared with what it said before"
+        )
     if ignored:
         out.warn(f"{' and '.join(ignored)} ignored: a run goes on with the settings it began with")
     return spec

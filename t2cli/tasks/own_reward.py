@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from t2cli.errors import NotFoundError, T2Error, UsageError
+from t2cli.files import sha256_of
 from t2cli.paths import expanded
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SHAPE = "def reward(answer: str, completion: str) -> bool"
 def locate_reward(text: str) -> dict[str, str]:
     """Return {"name": "module:function", "folder": where it is imported from} for what `--reward` was given.
 
+    With "sha256" of the module's file, where it lies in that folder.
     `text` is module:function, the module in the current folder or installed, or path/to/file.py:function.
     Raises UsageError for text of another shape and NotFoundError for a file that is not there.
     """
@@ -40,11 +42,26 @@ def locate_reward(text: str) -> dict[str, str]:
             f"--reward {text}: write it as MODULE:FUNCTION or FILE.py:FUNCTION", hint="for example mymodule:reward"
         )
     if not place.endswith(".py"):
-        return {"name": f"{place}:{function}", "folder": str(Path.cwd())}
+        return _signed({"name": f"{place}:{function}", "folder": str(Path.cwd())})
     path = expanded(place).resolve()
     if not path.is_file():
         raise NotFoundError(f"--reward: there is no file {place}", hint="give the path of a Python file")
-    return {"name": f"{path.stem}:{function}", "folder": str(path.parent)}
+    return _signed({"name": f"{path.stem}:{function}", "folder": str(path.parent)})
+
+
+def _signed(place: dict[str, str]) -> dict[str, str]:
+    file = _file_of(place)
+    return {**place, "sha256": sha256_of(file)} if file.is_file() else place
+
+
+def _file_of(place: Mapping[str, str]) -> Path:
+    return Path(place["folder"], f"{place['name'].rpartition(':')[0]}.py")
+
+
+def is_changed(place: Mapping[str, str]) -> bool:
+    """Tell whether the code of a reward is other than when `locate_reward` looked, as far as that is known."""
+    file = _file_of(place)
+    return "sha256" in place and file.is_file() and sha256_of(file) != place["sha256"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ evaluation.json      the paired comparison with the base, as in an expert's mani
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -30,6 +31,9 @@ def save_adapter(folder: RunFolder, policy: Saves, numbers: torch.Tensor, evalua
         made = Path(tempfile.mkdtemp(dir=folder.path, prefix=".adapter.", suffix=".tmp"))
         try:
             policy.save(made, numbers)
+            for file in made.iterdir():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
             made.chmod(0o755)
             write_atomic(folder.path / "evaluation.json", json.dumps(asdict(evaluation), indent=1))
             shutil.rmtree(final, ignore_errors=True)

@@ -209,6 +209,8 @@ class TrainingRun:
         """
         if state.step < self.config.steps or self.config.schedule == "constant" or not state.best_right:
             return False
+        if state.restarted == state.step:  # the answers are those of a policy that was given up just now
+            return False
         return answers.accuracy > state.base_accuracy and not set_back(state.best_right, answers.right)
 
     def _sizes(self) -> list[int]:

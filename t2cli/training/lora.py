@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class LoRAPolicy:
                 layer.get_base_layer().weight = W
             with torch.no_grad():
                 self.flat.copy_(current)
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Answer with the factors multiplied in, or through them where the weights' precision would round that."""
+        dtypes = {layer.get_base_layer().weight.dtype for layer in self._layers}
+        return self.answering() if dtypes <= {torch.float32, torch.float64} else self.differentiable()
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:

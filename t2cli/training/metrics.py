@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +77,8 @@ class MetricsFile:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # before the checkpoint, which is: a resume reads both
         except OSError as error:
             raise disk_error(self.path, error) from error
 

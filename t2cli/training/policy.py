@@ -38,6 +38,9 @@ class Policy(Protocol):
     def answering(self, numbers: torch.Tensor | None = None) -> AbstractContextManager[None]:
         """Answer as the policy, or as it would be with other `numbers` (parameters,): at full speed, no gradients."""
 
+    def sampling(self) -> AbstractContextManager[None]:
+        """Answer as the very policy that `differentiable` has the gradient of, at full speed where that is the same."""
+
     def differentiable(self) -> AbstractContextManager[None]:
         """Answer as the policy, with gradients that reach `flat`."""
 
@@ -109,20 +112,29 @@ class SVFPolicy:
 
     @cached_property
     def spectrum(self) -> torch.Tensor:
-        """Return the singular values (parameters,) that the numbers rescale."""
+        """Return the singular values (parameters,) that the numbers rescale, in float64, which MPS does not have."""
         self.adapted.prepare()
         layers = self.adapted.layers
-        return torch.cat([layers[name].require_basis().S for name in sorted(self.ranks)]).to(self.flat.device)
+        values = torch.cat([layers[name].require_basis().S for name in sorted(self.ranks)])
+        return values if self.flat.device.type == "mps" else values.to(self.flat.device)
+
+    @property
+    def _exact(self) -> bool:
+        """Tell whether W' is not rounded: it can be told from W by less than the weights' last digits."""
+        return all(layer.weight.dtype in (torch.float32, torch.float64) for layer in self.adapted.layers.values())
 
     def answering(self, numbers: torch.Tensor | None = None) -> AbstractContextManager[None]:
         """Answer folded."""
         return self.adapted.use_z(self.z() if numbers is None else self.z_of(numbers))
 
+    def sampling(self) -> AbstractContextManager[None]:
+        """Answer folded, or factored where W' would be rounded: of a short first step half would be lost by that."""
+        return self.adapted.use_z(self.z(), folded=self._exact)
+
     def differentiable(self) -> AbstractContextManager[None]:
         """Answer with gradients: folded and in closed form, or factored where W' would be rounded (svf/gradient.py)."""
         vectors = self._effective(self.flat)
-        exact = all(layer.weight.dtype in (torch.float32, torch.float64) for layer in self.adapted.layers.values())
-        return self.adapted.trained(self.z(), vectors) if exact else self.adapted.with_tensors(vectors)
+        return self.adapted.trained(self.z(), vectors) if self._exact else self.adapted.with_tensors(vectors)
 
     def gradient_of(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the gradient (parameters,) of p."""

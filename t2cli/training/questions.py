@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from t2cli.config import PRESETS, TrainConfig
 from t2cli.errors import T2Error, UsageError
+from t2cli.models.cache import attention_window
 from t2cli.models.team import Team
 from t2cli.svf.evolution import seed_of_step
 from t2cli.tasks.base import Example, SpecTask, Task, origin, up_to
@@ -79,18 +80,28 @@ class Questions(NamedTuple):
             if n < FEW
         ]
 
-    def check_length(self, base: BaseModel) -> None:
+    def check_length(self, base: BaseModel, config: TrainConfig) -> None:
         """Raise UsageError if the base cannot read one of them, or has no room left for an answer.
 
-        No text has more tokens than bytes: half the context is enough for all that a chat template adds.
+        The gradient of the policy needs question and answer within a sliding window, too (training/packing.py).
         """
-        long = [chat for chat in self.chats if _size(chat) > base.context // 2]
+        name, context, gradient = base.identity.name, base.context, config.trainer == "policy-gradient"
+        window = attention_window(base.model.config) if gradient else None
+        if window == 0:
+            raise UsageError(
+                f"layers of {name} keep a state instead of what they read, of which there is no gradient here",
+                hint="use --trainer evolution, or another base",
+            )
+        limit = context if window is None else min(window, context)
+        # No text has more tokens than bytes: the other half is enough for all that a chat template adds.
+        long = [chat for chat in self.chats if _size(chat) > limit // 2]
         for chat in long or sorted(self.chats, key=_size)[-1:]:
-            if (tokens := len(base.encode(chat))) >= base.context:
+            if (tokens := len(base.encode(chat))) >= limit:
                 raise UsageError(
-                    f"the question {chat[-1]['content']!r:.80} has {tokens} tokens, and {base.identity.name} reads at "
-                    f"most {base.context}",
-                    hint="shorten it or leave it out, or use a base with a longer context",
+                    f"the question {chat[-1]['content']!r:.80} has {tokens} tokens, and {name} "
+                    + (f"reads at most {limit}" if limit == context else f"has layers that look back {limit}"),
+                    hint="shorten it or leave it out, or use a base with a longer context"
+                    + ("" if limit == context else "; --trainer evolution needs no such window"),
                 )
 
     def check_together(self, team: Team) -> None:

@@ -48,6 +48,10 @@ class Rollouts:
         ]
         return sum(pairs), len(pairs)
 
+    def longest(self, row: int) -> int:
+        """Return how many tokens a prompt has with the longest of its completions."""
+        return len(self.prompts[row]) + max(len(completion.ids) for completion in self.groups[row])
+
     @property
     def tokens(self) -> int:
         """Return how many tokens were generated."""

@@ -35,6 +35,7 @@ from torch import nn
 from t2cli.config import TrainConfig
 from t2cli.errors import DivergedError
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.cache import attention_window
 from t2cli.models.memory import Room
 from t2cli.svf.policy_gradient import BASELINES, policy_gradient_loss
 from t2cli.training.packing import pack, rollout_logp
@@ -122,10 +123,10 @@ class Trainer:
         config = replace(self.config, temperature=self.config.temperature * self.heat)
         text_model, room = self.policy.text_model, self.sampled_at_once
         answered = (collect(text_model, task, examples, config, generator, room) for examples in lessons)
-        with self.policy.answering():
+        with self.policy.sampling():
             rollouts = next(answered)
             for _ in range(config.rounds - 1):
-                (teaching,) = self.adapted.team.total(len(_teaching(self._advantages(rollouts))))
+                (teaching,) = self.adapted.team.total(len(self._teaching(rollouts, self._advantages(rollouts))))
                 if teaching >= config.enough * config.prompts_per_step:
                     break
                 rollouts += next(answered)
@@ -155,7 +156,7 @@ class Trainer:
     def step(self, rollouts: Rollouts) -> StepResult:
         """Update once from the rollouts. Raises DivergedError if the gradient is not finite, leaving all as it was."""
         team, advantages = self.adapted.team, self._advantages(rollouts)
-        informative = _teaching(advantages)
+        informative = self._teaching(rollouts, advantages)
         reward, count, prompts, teaching = team.total(
             float(rollouts.rewards.sum()), rollouts.rewards.numel(), len(rollouts.prompts), len(informative)
         )
@@ -205,7 +206,9 @@ class Trainer:
             if config.max_relative_step and rate:
                 assert isinstance(self.policy, SVFPolicy)
                 bound = config.max_relative_step * rate / config.learning_rate
-                self.flat.copy_(before + bounded(self.flat - before, self.policy.spectrum, bound))
+                S = self.policy.spectrum
+                moved = before.to(S.device) + bounded((self.flat - before).to(S.device), S, bound)
+                self.flat.copy_(moved.to(self.flat.dtype))
 
     def _accumulate(
         self, rollouts: Rollouts, advantages: torch.Tensor, part: list[int], count: int
@@ -240,7 +243,11 @@ class Trainer:
         tokens = float(packed.mask.sum())
         return float(loss.kl) * tokens, tokens
 
+    def _teaching(self, rollouts: Rollouts, advantages: torch.Tensor) -> list[int]:
+        """Return which prompts teach something: those with an advantage (P, G) that is not 0.
 
-def _teaching(advantages: torch.Tensor) -> list[int]:
-    """Return which prompts teach something: those with an advantage (P, G) that is not 0."""
-    return (advantages != 0).any(dim=1).nonzero().flatten().tolist()
+        Not those whose answers go beyond a sliding window of the base, which a packed row has none of.
+        """
+        window = attention_window(self.adapted.model.config)
+        rows: list[int] = (advantages != 0).any(dim=1).nonzero().flatten().tolist()
+        return [row for row in rows if window is None or rollouts.longest(row) <= window]

@@ -113,6 +113,14 @@ def test_the_newest_run_of_a_name_also_while_it_goes_on(curve: Callable, folder:
     assert curve(folder.path).stdout == result.stdout
 
 
+def test_a_base_is_known_by_its_weights_whatever_it_is_called(
+    run: Callable, curve: Callable, folder: RunFolder, base_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "another name").symlink_to(base_folder("llama"))
+    result = run("curve", "sums", "--base", tmp_path / "another name")
+    assert (result.exit_code, result.stdout) == (0, curve("sums").stdout), result.stderr
+
+
 def test_a_run_that_ended_before_its_first_step_is_passed_over(curve: Callable, folder: RunFolder) -> None:
     other = new_run(folder.path.parent.parent.name, folder.spec())
     assert json.loads(curve("sums", "--json").stdout)["path"] == str(folder.path)

@@ -160,6 +160,7 @@ def test_a_reward_of_ones_own_judges_and_is_found_again(
     (tmp_path / "judges.py").write_text(REWARD.replace("13579", "x"))  # read again: nothing is right any more
     result = run("train", *options, "--resume", "--quiet")
     assert "no checkpoint was better than the base" in result.stderr
+    assert "warning: the code of the reward judges:odd has changed since the run began" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2cli.config import SamplingConfig
+from t2cli.config import SamplingConfig, TrainConfig
 from t2cli.models.adapted import AdaptedModel
 from t2cli.models.base import load_base
 from t2cli.models.generate import generate
 from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 
@@ -67,6 +68,18 @@ def test_the_gradient_is_that_of_the_cpu(on_both: tuple[AdaptedModel, AdaptedMod
     wanted = gradient(cpu, z, trained=True)
     for trained in (True, False):
         assert float((gradient(gpu, z, trained=trained) - wanted).norm() / wanted.norm()) < 1e-4
+
+
+def test_a_bounded_step_is_that_of_the_cpu(on_both: tuple[AdaptedModel, AdaptedModel]) -> None:
+    moved = []
+    for adapted in on_both:
+        trainer = Trainer(adapted, TrainConfig())
+        drawn = torch.randn(trainer.flat.shape, generator=torch.Generator().manual_seed(0))
+        trainer.flat.grad = drawn.to(trainer.flat.device)
+        trainer.follow()
+        moved.append(trainer.flat.detach().cpu())
+    assert float((moved[0] - 1).abs().max()) > 0
+    assert torch.allclose(*moved, rtol=0, atol=1e-7)
 
 
 def test_samples_are_those_of_the_cpu(on_both: tuple[AdaptedModel, AdaptedModel]) -> None:

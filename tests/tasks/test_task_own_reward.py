@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from t2cli.errors import NotFoundError, T2Error, UsageError
+from t2cli.files import sha256_of
 from t2cli.tasks.base import SpecTask, load_task, origin
-from t2cli.tasks.own_reward import OwnReward, locate_reward
+from t2cli.tasks.own_reward import OwnReward, is_changed, locate_reward
 from t2cli.tasks.sampling import split_of
 
 Load = Callable[..., OwnReward]
@@ -94,9 +95,14 @@ def test_it_is_found_by_name_path_and_package_and_may_import_its_neighbours(
     assert load(code, "random:reward", file="random.py").reward("", "") == 1.0  # not the standard library's
     assert load(code, "pack.inside:reward", file="pack/inside.py").reward("", "") == 1.0
     place = locate_reward("pack/inside.py:reward")
-    assert place == {"name": "inside:reward", "folder": str(tmp_path / "pack")}
+    file = tmp_path / "pack" / "inside.py"
+    assert place == {"name": "inside:reward", "folder": str(file.parent), "sha256": sha256_of(file)}
     monkeypatch.chdir("/")
     assert OwnReward.load(place).reward("", "") == 1.0
+    assert not is_changed(place)
+    file.write_text(code.replace("YES\n", "YES  # really\n"))
+    assert is_changed(place)
+    assert not is_changed({"name": "math:sqrt", "folder": "/"})  # installed: not known
 
 
 def test_a_task_judged_by_it_takes_any_answer(load: Load, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from resumed_runs import assert_same, resumed
 
 from t2cli.config import TrainConfig
 from t2cli.errors import T2Error
+from t2cli.evaluation.evaluate import Answers
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.tasks.base import Example
-from t2cli.training.checkpoint import RunFolder, new_run, run_to_resume
+from t2cli.training.checkpoint import RunFolder, RunState, new_run, run_to_resume
 from t2cli.training.loop import TrainingRun
 from t2cli.training.metrics import Listener
 from t2cli.training.safety import set_back
@@ -175,6 +176,17 @@ def test_a_measurably_worse_validation_is_a_setback(open_counting: Open, registr
     assert ended is not None
     assert ended.best_right == state.best_right
     assert torch.equal(ended.tensors["z"], state.tensors["z"])
+
+
+def test_answers_of_a_policy_that_was_given_up_settle_nothing(open_counting: Open) -> None:
+    run = run_of(open_counting(), Noting(), config=replace(CONFIG, schedule="cosine"))
+    n, flat = run.config.steps, run.policy.flat.detach()
+    tensors = dict.fromkeys(("z", "best", "exp_avg", "exp_avg_sq"), flat)
+    state = RunState(n, 0.0, n - 2, 0.9, 0.1, tensors, best_right=[True] * 8)
+    answers = Answers(("",) * 8, (True,) * 5 + (False,) * 3, (1,) * 8, (False,) * 8)
+    assert run._settled(state, answers)  # five of eight: chance may explain that
+    state.restarted = n
+    assert not run._settled(state, answers)
 
 
 def test_a_setback_ends_no_run(open_counting: Open) -> None:

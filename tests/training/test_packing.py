@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from odd_task import SMALL, OddTask
 
-from t2cli.errors import T2Error
+from t2cli.errors import T2Error, UsageError
 from t2cli.models.adapted import AdaptedModel
+from t2cli.models.generate import Completion
 from t2cli.svf.zvector import ZVectors
 from t2cli.training.packing import pack, rollout_logp
+from t2cli.training.questions import questions_of
+from t2cli.training.rollouts import Rollouts
+from t2cli.training.trainer import Trainer
 
 Adapt = Callable[..., AdaptedModel]
 MakeZ = Callable[..., ZVectors]
@@ -111,6 +117,32 @@ def test_rollouts_do_not_see_each_other(adapt: Adapt) -> None:
         other = rollout_logp(adapted.model, pack(prompts, [[[5, 6, 7], [200, 201, 202]]], CPU))
     assert torch.equal(one[0, 0], other[0, 0])
     assert not torch.allclose(one[0, 1], other[0, 1])
+
+
+def test_what_goes_beyond_a_sliding_window_teaches_nothing_and_ends_no_run(adapt: Adapt) -> None:
+    adapted = adapt("mistral")  # a window of 12 tokens
+    trainer = Trainer(adapted, replace(SMALL, max_gradient_norm=1e9))
+    prompts, answers = [[60, 61, 62], [60, 61, 62, 63, 64, 65, 66, 67, 68, 69]], ([5, 6], [7], [8, 9, 10], [11])
+    groups = [[Completion(tuple(ids), True) for ids in answers] for _ in prompts]
+    rewards = torch.tensor([[1.0, -1, -1, -1], [1.0, 1, -1, -1]])
+    result = trainer.step(Rollouts(prompts, groups, rewards))
+    assert result.informative == 0.5
+    assert trainer.flat.grad is not None
+    found = trainer.flat.grad.clone()
+    assert float(found.norm()) > 0
+    rewards[1] = -1.0  # as if it had no advantage
+    trainer = Trainer(adapted, trainer.config)
+    trainer.step(Rollouts(prompts, groups, rewards))
+    assert torch.equal(trainer.flat.grad, found)
+
+
+def test_questions_that_fill_a_sliding_window_are_refused_before_training(adapt: Adapt) -> None:
+    questions, base = questions_of(OddTask(), SMALL), adapt("mistral").base
+    with pytest.raises(UsageError, match=r"the question .* layers that look back 12") as error:
+        questions.check_length(base, SMALL)
+    assert "--trainer evolution" in error.value.hint
+    questions.check_length(base, replace(SMALL, trainer="evolution"))
+    questions.check_length(adapt().base, SMALL)
 
 
 def test_sliding_window_within_and_beyond_its_reach(adapt: Adapt) -> None:

@@ -52,6 +52,30 @@ def test_rewards_rise(counting: AdaptedModel) -> None:
         assert sum(answers_in_use(counting, task, held_out).right) > before
 
 
+@pytest.mark.parametrize("adapter", ["svf", "lora"])
+def test_what_is_sampled_is_what_has_the_gradient(adapter: str, counting: AdaptedModel) -> None:
+    """Also where the weights are rounded to 16 bits, of which W' would lose most of what a short step changes."""
+    if adapter == "lora":
+        pytest.importorskip("peft")
+    counting.model.bfloat16()
+    policy = Trainer(counting, replace(SMALL, adapter=adapter, max_relative_step=0.0)).policy
+    with torch.no_grad():
+        policy.flat.add_(0.02 * torch.randn(policy.flat.shape, generator=torch.Generator().manual_seed(1)))
+    policy.changed()
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = counting.model(input_ids=torch.tensor([[60, 61, 62, 63]])).logits
+        return found
+
+    with policy.differentiable():
+        wanted = logits()
+    with policy.sampling():
+        assert torch.equal(logits(), wanted)
+    with policy.answering():
+        assert not torch.equal(logits(), wanted)
+
+
 def test_the_gradient_is_that_of_separate_rows(counting: AdaptedModel) -> None:
     counting.model.double()
     config = replace(UNCLIPPED, kl_coefficient=0.7, micro_batch=3)
