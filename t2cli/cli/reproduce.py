@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from t2cli.tasks.base import Task
     from t2cli.training.checkpoint import RunFolder, RunSpec
     from t2cli.training.publish import Trained
+    from t2cli.training.questions import Questions
     from t2cli.training.recorded import Reproduction, Settings
 
 
@@ -85,7 +86,6 @@ def reproduce(
     from t2cli.paths import registry_search_path
     from t2cli.registry.local import LocalRegistry
     from t2cli.training.checkpoint import new_run
-    from t2cli.training.questions import check_same, questions_of
 
     out = Output(json=json, quiet=quiet)
     _check_alone()
@@ -93,13 +93,10 @@ def reproduce(
     known_task, spec, home = _asked(out, found, name, task, data or [], base, unsafe_code)
     _warn(out, found)
     folder = _begun(home, spec, found) if resume else None
-    questions = questions_of(known_task, spec.config)
-    if folder is not None:
-        check_same(folder.spec().questions, questions.digest, known_task, folder.path)
-    spec = replace(spec, questions=questions.digest)
+    questions = _looked_at(known_task, spec, folder)
     adapted = open_model(spec.base, device=device, selection=spec.config.selection, quiet=quiet)
     questions.check_length(adapted.base, spec.config)
-    folder = folder or new_run(home, spec)
+    folder = folder or new_run(home, replace(spec, questions=questions.digest))
     # Without a name it must not become one of what `t2 chat` chooses from: a registry of its own.
     entries = LocalRegistry(registry_search_path(registry) if name else [folder.path / "registry"])
     options = {"--name": name, "--task": task and spec.task, "--base": base}
@@ -199,6 +196,16 @@ def _asked(
         )
     spec = RunSpec(place, new, used, identity.weights, found.settings.config, files)
     return known_task, spec, identity.folder_name
+
+
+def _looked_at(task: Task, spec: RunSpec, folder: RunFolder | None) -> Questions:
+    """Return what a run asks, the same as when the one in `folder` began."""
+    from t2cli.training.questions import check_same, questions_of
+
+    questions = questions_of(task, spec.config)
+    if folder is not None:
+        check_same(folder.spec().questions, questions.digest, task, folder.path)
+    return questions
 
 
 def _begun(home: str, spec: RunSpec, found: _Recorded) -> RunFolder:

@@ -59,6 +59,9 @@ from t2cli.paths import launched
 
 if TYPE_CHECKING:
     from t2cli.models.team import Team
+    from t2cli.tasks.base import Task
+    from t2cli.training.checkpoint import RunFolder, RunSpec
+    from t2cli.training.questions import Questions
 
 
 def train(
@@ -151,7 +154,6 @@ def _train(
     from t2cli.registry.local import LocalRegistry
     from t2cli.tasks.base import revisions
     from t2cli.training.checkpoint import new_run, run_to_resume
-    from t2cli.training.questions import check_same, questions_of
     from t2cli.training.tensorboard import check_tensorboard
 
     if tensorboard:
@@ -166,11 +168,7 @@ def _train(
         task = task_of(spec, asked.unsafe_code)
         check_judge([task], out)
         check_device(spec.config, device)
-    questions = questions_of(task, spec.config)  # now, and not after hours of training
-    if folder is not None:
-        check_same(spec.questions, questions.digest, task, folder.path)
-    for warning in questions.warnings:
-        out.warn(warning)
+    questions = _looked_at(out, task, spec, folder)  # now, and not after hours of training
     spec = replace(spec, revisions=revisions(task), questions=questions.digest)
     questions.check_together(team)
     adapted = open_model(asked.spec.base, device=device, selection=spec.config.selection, quiet=out.quiet)
@@ -186,3 +184,15 @@ def _train(
     if team.leads:
         report(out, trained)
         show_curve(out, folder, plot)
+
+
+def _looked_at(out: Output, task: Task, spec: RunSpec, folder: RunFolder | None) -> Questions:
+    """Return what a run asks, the same as when the one in `folder` began; warn where that is little."""
+    from t2cli.training.questions import check_same, questions_of
+
+    questions = questions_of(task, spec.config)
+    if folder is not None:
+        check_same(spec.questions, questions.digest, task, folder.path)
+    for warning in questions.warnings:
+        out.warn(warning)
+    return questions

@@ -108,9 +108,8 @@ def test_every_strategy_has_a_row_beside_the_base_and_the_experts_named(
             row = rows[name]
             assert list(row)[-len(ADDED) :] == ADDED
             assert 0 < row["pass1_share"] < 1
-            assert row["pass1_share"] == pytest.approx(
-                row["pass1_seconds"] / (row["pass1_seconds"] + row["answer_seconds"]), abs=0.02
-            )
+            total = row["pass1_seconds"] + row["answer_seconds"]  # each rounded to a tenth of a second
+            assert row["pass1_share"] == pytest.approx(row["pass1_seconds"] / total, abs=0.06 / max(total - 0.1, 0.1))
             lines = [line for line in kept if (line["task"], line["strategy"]) == (record["task"], name)]
             assert len(lines) == N
             assert sum(line["right"] for line in lines) / N == row["accuracy"]
