@@ -63,11 +63,12 @@ def fill(template: str, fields: Mapping[str, object], where: str) -> str:
 
 
 def render(template: str, variables: Mapping[str, object]) -> str:
-    """Return `template` filled in, without white space at its ends; T2Error if it cannot be."""
+    """Return `template` filled in, without white space at its ends; T2Error naming the question if it cannot be."""
     try:
         return _compiled(template).render(variables).strip()
     except Exception as error:  # Jinja's own, or that of an operation on a record's field: any class
         raise T2Error(
-            f"the prompt template {template!r} failed: {' '.join(str(error).split()):.200}",
-            hint="check the task's `prompt` and `extract`",
+            f"the prompt template {template!r} failed: {' '.join(str(error).split()):.200} "
+            f"(question: {str(variables.get('question', ''))!r:.80})",
+            hint="check the task's `prompt` and `extract`, and the question's record",
         ) from error
