@@ -161,6 +161,15 @@ def test_a_function_may_be_passed_on(bench: Bench) -> None:
 
 
 @needs_sandbox
+def test_a_module_that_tests_and_solution_use_is_no_function_under_test(bench: Bench) -> None:
+    code = "import math\ndef area(r):\n    return math.pi * r * r"
+    suite = Suite("assert math.isclose(area(1), math.pi)", setup="import math", reference=code)
+    assert bench.judge(suite, code).passed
+    assert bench.judge(Suite(suite.tests, reference=code), code).passed
+    assert not bench.judge(suite, "def area(r):\n    return r").passed
+
+
+@needs_sandbox
 def test_tests_that_call_nothing_prove_nothing(bench: Bench) -> None:
     assert not bench.judge(Suite("assert 1 == 1"), DEFINITION).passed
     assert bench.judge(
@@ -240,7 +249,6 @@ def test_reference_solutions_pass_and_others_do_not(benchmark_task: SpecTask) ->
     assert benchmark_task.rewards(examples, [reference(example) for example in others]) == [-1.0] * 30
 
 
-@pytest.mark.slow
 @needs_sandbox
 def test_all_427_solutions_of_mbpp_pass() -> None:
     """Also those of the paper's shots, which are in no split."""
@@ -254,7 +262,6 @@ def test_all_427_solutions_of_mbpp_pass() -> None:
     assert len(outcomes) == 427
 
 
-@pytest.mark.slow
 @needs_sandbox
 def test_all_164_solutions_of_humaneval_pass(tmp_path: Path) -> None:
     task = load_task("humaneval", {"file": str(humaneval_file(tmp_path))})

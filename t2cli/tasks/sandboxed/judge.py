@@ -131,7 +131,8 @@ def names_under_test(job: dict[str, str], tree: ast.Module, known: set[str]) -> 
     # Not those that are called alone: a test may pass a function on, as in list(map(square, numbers)).
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     if job["reference"]:  # it may be named like a builtin: a task of MBPP wants a function `sum`
-        return used & defined(ast.parse(job["reference"]))
+        reference = ast.parse(job["reference"])
+        return used & (defined(reference) - imported(reference))  # `math`, which both use, is no function under test
     return used - defined(tree) - known - set(dir(builtins))
 
 
@@ -140,8 +141,13 @@ def defined(tree: ast.Module) -> set[str]:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    return names | imported(tree)
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Return the names that a program imports."""
     imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
-    return names | {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
+    return {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
 
 
 def run(job: dict[str, str], candidate: Candidate) -> None:
