@@ -82,10 +82,7 @@ def folder_being_made(path: Path) -> Iterator[Path]:
         raise disk_error(path, error) from error
     try:
         yield temporary
-        for file in temporary.iterdir():
-            if file.is_file():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
+        sync_files(temporary)
         temporary.chmod(0o755)
         if path.exists():
             raise FileExistsError(errno.EEXIST, "already there", str(path))
@@ -114,6 +111,14 @@ def clear_temporaries(folder: Path) -> None:
     for leftover in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             remove_whole(leftover)
+
+
+def sync_files(folder: Path) -> None:
+    """Make what the files in `folder` hold survive a power cut."""
+    for file in folder.iterdir():
+        if file.is_file():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:

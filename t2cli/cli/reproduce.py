@@ -13,7 +13,7 @@ from t2cli.cli.completion import base_names, expert_names, task_names
 from t2cli.cli.options import DEFAULT_BASE, Data, Device, Json, Quiet, RegistryPath, UnsafeCode, check_judge
 from t2cli.cli.output import Output
 from t2cli.cli.reproduce_report import report, report_none
-from t2cli.cli.training_request import data_words, place_words
+from t2cli.cli.training_request import data_words, looked_at, place_words
 from t2cli.cli.training_run import run_shown
 from t2cli.errors import IncompatibleBaseError, Interrupted, NotFoundError, T2Error, UsageError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from t2cli.tasks.base import Task
     from t2cli.training.checkpoint import RunFolder, RunSpec
     from t2cli.training.publish import Trained
-    from t2cli.training.questions import Questions
     from t2cli.training.recorded import Reproduction, Settings
 
 
@@ -93,7 +92,7 @@ def reproduce(
     known_task, spec, home = _asked(out, found, name, task, data or [], base, unsafe_code)
     _warn(out, found)
     folder = _begun(home, spec, found) if resume else None
-    questions = _looked_at(known_task, spec, folder)
+    questions = looked_at(known_task, spec, folder)
     adapted = open_model(spec.base, device=device, selection=spec.config.selection, quiet=quiet)
     questions.check_length(adapted.base, spec.config)
     folder = folder or new_run(home, replace(spec, questions=questions.digest))
@@ -196,16 +195,6 @@ def _asked(
         )
     spec = RunSpec(place, new, used, identity.weights, found.settings.config, files)
     return known_task, spec, identity.folder_name
-
-
-def _looked_at(task: Task, spec: RunSpec, folder: RunFolder | None) -> Questions:
-    """Return what a run asks, the same as when the one in `folder` began."""
-    from t2cli.training.questions import check_same, questions_of
-
-    questions = questions_of(task, spec.config)
-    if folder is not None:
-        check_same(folder.spec().questions, questions.digest, task, folder.path)
-    return questions
 
 
 def _begun(home: str, spec: RunSpec, found: _Recorded) -> RunFolder:

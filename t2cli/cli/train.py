@@ -45,6 +45,7 @@ from t2cli.cli.training_request import (
     OPTIONS,
     Request,
     check_device,
+    looked_at,
     requested,
     resuming,
     settings_of,
@@ -59,9 +60,6 @@ from t2cli.paths import launched
 
 if TYPE_CHECKING:
     from t2cli.models.team import Team
-    from t2cli.tasks.base import Task
-    from t2cli.training.checkpoint import RunFolder, RunSpec
-    from t2cli.training.questions import Questions
 
 
 def train(
@@ -168,7 +166,9 @@ def _train(
         task = task_of(spec, asked.unsafe_code)
         check_judge([task], out)
         check_device(spec.config, device)
-    questions = _looked_at(out, task, spec, folder)  # now, and not after hours of training
+    questions = looked_at(task, spec, folder)  # now, and not after hours of training
+    for warning in questions.warnings:
+        out.warn(warning)
     spec = replace(spec, revisions=revisions(task), questions=questions.digest)
     questions.check_together(team)
     adapted = open_model(asked.spec.base, device=device, selection=spec.config.selection, quiet=out.quiet)
@@ -184,15 +184,3 @@ def _train(
     if team.leads:
         report(out, trained)
         show_curve(out, folder, plot)
-
-
-def _looked_at(out: Output, task: Task, spec: RunSpec, folder: RunFolder | None) -> Questions:
-    """Return what a run asks, the same as when the one in `folder` began; warn where that is little."""
-    from t2cli.training.questions import check_same, questions_of
-
-    questions = questions_of(task, spec.config)
-    if folder is not None:
-        check_same(spec.questions, questions.digest, task, folder.path)
-    for warning in questions.warnings:
-        out.warn(warning)
-    return questions

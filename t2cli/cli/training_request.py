@@ -16,6 +16,7 @@ from t2cli.errors import UsageError
 if TYPE_CHECKING:
     from t2cli.tasks.base import Task
     from t2cli.training.checkpoint import RunFolder, RunSpec
+    from t2cli.training.questions import Questions
 
 
 LABELS = "labels"  # the trainer of tasks whose answers are categories
@@ -141,6 +142,16 @@ def task_of(spec: RunSpec, unsafe_code: bool) -> Task:
 
     judge = OwnReward.load(spec.reward) if spec.reward else None
     return load_task(spec.task, spec.data, reward=judge, revisions=spec.revisions, unsafe_code=unsafe_code)
+
+
+def looked_at(task: Task, spec: RunSpec, folder: RunFolder | None) -> Questions:
+    """Return what a run asks. Raises UsageError unless the one in `folder`, if any, began with the same."""
+    from t2cli.training.questions import check_same, questions_of
+
+    questions = questions_of(task, spec.config)
+    if folder is not None:
+        check_same(folder.spec().questions, questions.digest, task, folder.path)
+    return questions
 
 
 def resuming(

@@ -7,7 +7,6 @@ evaluation.json      the paired comparison with the base, as in an expert's mani
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from t2cli.files import disk_error, write_atomic
+from t2cli.files import disk_error, sync_files, write_atomic
 from t2cli.registry.manifest import EvaluationRecord
 from t2cli.training.checkpoint import RunFolder
 from t2cli.training.policy import Saves
@@ -31,9 +30,7 @@ def save_adapter(folder: RunFolder, policy: Saves, numbers: torch.Tensor, evalua
         made = Path(tempfile.mkdtemp(dir=folder.path, prefix=".adapter.", suffix=".tmp"))
         try:
             policy.save(made, numbers)
-            for file in made.iterdir():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
+            sync_files(made)
             made.chmod(0o755)
             write_atomic(folder.path / "evaluation.json", json.dumps(asdict(evaluation), indent=1))
             shutil.rmtree(final, ignore_errors=True)

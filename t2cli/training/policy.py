@@ -120,7 +120,7 @@ class SVFPolicy:
 
     @property
     def _exact(self) -> bool:
-        """Tell whether W' is not rounded: it can be told from W by less than the weights' last digits."""
+        """Tell whether W' is kept in float32 or more: forming it loses nothing then of what a step changes."""
         return all(layer.weight.dtype in (torch.float32, torch.float64) for layer in self.adapted.layers.values())
 
     def answering(self, numbers: torch.Tensor | None = None) -> AbstractContextManager[None]:

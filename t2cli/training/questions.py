@@ -68,7 +68,7 @@ class Questions(NamedTuple):
     digest: str
     validation: int
     test: int
-    chats: tuple[Chat, ...] = ()
+    chats: tuple[Chat, ...]
 
     @property
     def warnings(self) -> list[str]:

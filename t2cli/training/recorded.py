@@ -143,8 +143,7 @@ def learned_from(training: TrainingRecord, task: Task) -> list[str]:
     SHA-256, so that their names, and the task's, do not matter; those of Hub data sets as well.
     """
     before = {(str(file.get("sha256")), str(file.get("split"))) for file in _files_of(training)}
-    now = origin(task).get("data")
-    asked = [file for file in (now if isinstance(now, list) else []) if file["split"] in ("test", "all")]
+    asked = _tested(task)
     others = {"test": ("train", "validation", "all"), "all": ("train", "validation")}
     return [file["file"] for file in asked if any((file["sha256"], split) in before for split in others[file["split"]])]
 
@@ -156,10 +155,15 @@ def perhaps_learned_from(training: TrainingRecord, task: Task) -> list[str]:
     the same questions in other bytes.
     """
     before = {str(file.get("sha256")) for file in _files_of(training)}
-    now = origin(task).get("data")
-    if not before or training.task != task.name or not isinstance(now, list):
+    if not before or training.task != task.name:
         return []
-    return [file["file"] for file in now if file["split"] in ("test", "all") and file["sha256"] not in before]
+    return [file["file"] for file in _tested(task) if file["sha256"] not in before]
+
+
+def _tested(task: Task) -> list[dict[str, str]]:
+    """Return what there is to say of each file that holds test questions of a task."""
+    files = origin(task).get("data")
+    return [file for file in (files if isinstance(files, list) else []) if file["split"] in ("test", "all")]
 
 
 def base_of(entry: ExpertEntry) -> str:
