@@ -3,7 +3,7 @@
 The difference of the adapters is that of their mean over the seeds; its interval comes from drawing the questions anew.
 
 validation     the best checkpoint, on 200 questions that chose it
-in equal time  the same with no more steps than the quicker adapter's whole run had time for, by the medians per step
+in equal time  test of runs that plan no more steps than the quicker adapter's had time for, by the medians per step
 area           mean share of right rollouts over all steps, each of fresh training questions at temperature 1
 test           of the best checkpoint, greedy; a run that found nothing better than the base counts as the base
 seconds        median per step; memory: the most that the process had, resident or on the GPU
@@ -16,7 +16,7 @@ import json
 import random
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,12 @@ class Run:
     adapter: str
     rate: float
     seed: int
+    steps: int = 0  # 0: as many as all; else as many as the quicker adapter's run had time for
 
     def folder(self, out: Path) -> Path:
         """Return where it lies."""
-        return out / self.task / f"{self.adapter}-{self.rate:g}-{self.seed}"
+        name = f"{self.adapter}-{self.rate:g}-{self.seed}"
+        return out / self.task / (f"{name}-{self.steps}steps" if self.steps else name)
 
     def result(self, out: Path) -> Result | None:
         """Return what came out, None before its end."""
@@ -90,23 +92,39 @@ class Tuned:
     results: Sequence[Result]
     rights: Sequence[Sequence[bool]]
 
+    @property
+    def adapter(self) -> str:
+        """Return whose runs these are."""
+        return self.runs[0].adapter
+
     def mean(self, key: str) -> float:
         """Return the mean of a figure over the seeds."""
         return float(statistics.mean(result[key] for result in self.results))
 
 
-def tuned(task: str, adapter: str, options: argparse.Namespace) -> Tuned | None:
-    """Return what an adapter came to, None before a run at its rate is judged."""
-    found = [(run, run.result(options.out), rights(run, options)) for run in tuned_runs(task, adapter, options)]
-    judged = [(run, result, right) for run, result, right in found if result and right]
-    return Tuned(*zip(*judged, strict=True)) if judged else None
+def runs_in_equal_time(task: str, options: argparse.Namespace) -> list[Run]:
+    """Return the slower adapter's runs in the quicker one's time, done or not; none before the times are known."""
+    pair = [tuned_runs(task, adapter, options) for adapter in RATES]
+    results = [[run.result(options.out) for run in runs] for runs in pair]
+    if not all(results) or not all(result for each in results for result in each):
+        return []
+    seconds = [statistics.mean(result["seconds_per_step"] for result in each if result) for each in results]
+    steps = int(options.steps * min(seconds) / max(seconds))
+    return [replace(run, steps=steps) for run in pair[seconds.index(max(seconds))]]
+
+
+def judged(runs: Sequence[Run], options: argparse.Namespace) -> Tuned | None:
+    """Return what runs came to, None before one of them is judged."""
+    found = [(run, run.result(options.out), rights(run, options)) for run in runs]
+    done = [(run, result, right) for run, result, right in found if result and right]
+    return Tuned(*zip(*done, strict=True)) if done else None
 
 
 def tables(options: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the tables of all tasks that something was run of."""
     for task in options.tasks:
         yield from rates_table(task, options)
-        svf, lora = (tuned(task, adapter, options) for adapter in RATES)
+        svf, lora = (judged(tuned_runs(task, adapter, options), options) for adapter in RATES)
         if svf and lora:
             yield from comparison(task, svf, lora, options)
 
@@ -126,11 +144,11 @@ def rates_table(task: str, options: argparse.Namespace) -> Iterator[str]:
 
 
 def comparison(task: str, svf: Tuned, lora: Tuned, options: argparse.Namespace) -> Iterator[str]:
-    """Yield the table of both adapters at their rates, and their difference."""
+    """Yield the table of both at their rates, and their difference after as many steps and in as much time."""
     from t2cli.evaluation.statistics import paired_gain
 
     base = json.loads(base_file(task, options).read_text())["right"]
-    time = min(options.steps * each.mean("seconds_per_step") for each in (svf, lora))
+    shorter = judged(runs_in_equal_time(task, options), options)
     yield (
         f"| `{task}` | rate | test by seed | mean | gain | largest p of a seed | area | validation | in equal time "
         "| numbers | seconds a step | peak memory |"
@@ -140,7 +158,7 @@ def comparison(task: str, svf: Tuned, lora: Tuned, options: argparse.Namespace) 
         pairs = [paired_gain(base, right) for right in each.rights]
         mean = statistics.mean(pair.expert_accuracy for pair in pairs)
         cells = [
-            NAMES[each.runs[0].adapter],
+            NAMES[each.adapter],
             f"{each.runs[0].rate:g}",
             ", ".join(f"{pair.expert_accuracy:.3f}" for pair in pairs),
             f"{mean:.3f}",
@@ -148,20 +166,31 @@ def comparison(task: str, svf: Tuned, lora: Tuned, options: argparse.Namespace) 
             f"{max(pair.mcnemar_p for pair in pairs):.1g}",
             f"{each.mean('area'):.3f}",
             f"{each.mean('validation'):.3f}",
-            f"{statistics.mean(within(result, time / each.mean('seconds_per_step')) for result in each.results):.3f}",
+            in_equal_time(each, shorter, options),
             f"{each.mean('parameters'):,.0f}",
             f"{each.mean('seconds_per_step'):.1f}",
             f"{max(result['memory_mb'] for result in each.results) / 1000:.1f} GB",
         ]
         yield "| " + " | ".join(cells) + " |"
-    low, difference, high = difference_of(svf.rights, lora.rights)
-    yield f"\nSVF minus LoRA: {100 * difference:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}.\n"
+    yield f"\nSVF minus LoRA: {difference(svf, lora)}."
+    if shorter:
+        in_time = (shorter if each.adapter == shorter.adapter else each for each in (svf, lora))
+        yield f"In equal time: {difference(*in_time)}."
+    yield ""
 
 
-def within(result: Result, steps: float) -> float:
-    """Return the best validation of a run up to a step."""
-    found = [accuracy for step, accuracy in result["validations"].items() if int(step) <= steps + 1e-6]
-    return float(max([result["base_validation"], *found]))
+def in_equal_time(each: Tuned, shorter: Tuned | None, options: argparse.Namespace) -> str:
+    """Return the test accuracies by seed, and the steps, of an adapter in the time of the quicker one."""
+    if not shorter:
+        return "-"
+    runs, steps = (shorter, shorter.runs[0].steps) if each.adapter == shorter.adapter else (each, options.steps)
+    return f"{', '.join(f'{statistics.mean(right):.3f}' for right in runs.rights)} ({steps} steps)"
+
+
+def difference(svf: Tuned, lora: Tuned) -> str:
+    """Say the difference of the mean accuracies and its interval, in points."""
+    low, mean, high = difference_of(svf.rights, lora.rights)
+    return f"{100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def difference_of(svf: Sequence[Sequence[bool]], lora: Sequence[Sequence[bool]]) -> tuple[float, float, float]:

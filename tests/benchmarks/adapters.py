@@ -4,12 +4,14 @@
                                         [--test 500] [--table] [--device cpu|cuda]
 
 Every run is one of t2's own training (RLOO, the same questions and sampling seeds), in a process of its own with one
-thread, in a folder of its own under OUT. A step has 12 questions with 4 rollouts each, also where `t2 train` would ask
-more because they teach too little. Runs that were interrupted go on, those that are done are not made again, and
-`--table` only prints what there is. At first each adapter is tried at all its rates with the first seed; the rate with
-the best checkpoint on 200 validation questions (of equal ones that with the higher mean reward) is trained with the
-other seeds too. Checkpoints are judged on the same held-out test questions, which chose nothing. What a run came to is
-in its result.json and test-N.json; its checkpoint, state.safetensors, is not needed any more.
+thread, in a folder of its own under OUT. A step has 12 questions with 4 rollouts each, also where `t2 train` would
+ask more because they teach too little. Runs that were interrupted go on, those that are done are not made again, and
+`--table` only prints what there is. At first each adapter is tried at all its rates with the first seed; the rate
+with the best checkpoint on 200 validation questions (of equal ones that with the higher mean reward) is trained with
+the other seeds too. Then the slower adapter is trained again with as many steps as the quicker one's runs had time
+for, so that its rate decays within them. Checkpoints are judged on the same held-out test questions, which chose
+nothing. What a run came to is in its result.json and test-N.json; its checkpoint, state.safetensors, is not needed
+any more.
 
 The runs behind RESULTS.md are in tests/benchmarks/adapter_runs: as OUT it shows them, and what is missing is made.
 
@@ -29,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter_tables import RATES, Result, Run, base_file, tables, test_file, tuned_runs
+from adapter_tables import RATES, Result, Run, base_file, runs_in_equal_time, tables, test_file, tuned_runs
 from clock import peak_megabytes
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def train(run: Run, options: argparse.Namespace) -> None:
         adapter=run.adapter,
         learning_rate=run.rate,
         seed=run.seed,
-        steps=options.steps,
+        steps=run.steps or options.steps,
         validation_examples=VALIDATION,
         rounds=1,  # a step has as many rollouts, whatever they teach
     )
@@ -140,7 +142,7 @@ def write(path: Path, record: Result) -> None:
 
 def spawn(what: str, run: Run, options: argparse.Namespace) -> None:
     """Do a part of a run in a process of its own."""
-    arguments = [what, run.task, run.adapter, str(run.rate), str(run.seed)]
+    arguments = [what, run.task, run.adapter, str(run.rate), str(run.seed), str(run.steps)]
     command = [sys.executable, __file__, str(options.out), "--steps", str(options.steps), "--test", str(options.test)]
     command += ["--device", options.device]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -157,7 +159,7 @@ def make(run: Run, options: argparse.Namespace) -> None:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Make what is missing: the base's answers, each task's first seed at all rates, then the others at the best."""
+    """Make what is missing, in order: the base's answers, all rates with one seed, more seeds, the equal time."""
     with ThreadPoolExecutor(options.workers) as pool:
         asked = [Run(task, "svf", 0.0, 0) for task in options.tasks if not base_file(task, options).is_file()]
         list(pool.map(lambda run: spawn("base", run, options), asked))
@@ -172,6 +174,7 @@ def work(options: argparse.Namespace) -> None:
                 continue  # one failed, so that the best rate is not known
             tuned = [run for adapter in RATES for run in tuned_runs(task, adapter, options)]
             list(pool.map(lambda run: make(run, options), tuned))
+            list(pool.map(lambda run: make(run, options), runs_in_equal_time(task, options)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -185,11 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--one", nargs=5, metavar=("WHAT", "TASK", "ADAPTER", "RATE", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)  # what, and the fields of the Run
     options = parser.parse_args(arguments)
     if options.one:
-        what, task, adapter, rate, seed = options.one
-        run = Run(task, adapter, float(rate), int(seed))
+        what, task, adapter, rate, seed, steps = options.one
+        run = Run(task, adapter, float(rate), int(seed), int(steps))
         PARTS[what](run, options)
         return
     if not options.table:
