@@ -7,8 +7,8 @@ Notation: N candidates in N/2 mirrored pairs, P parameters, D of them perturbed,
 1. No backward pass and no optimiser state: memory is that of answering. One batch serves the whole population, since
    candidates share all matrices and differ in an element-wise product.
 2. Answers are greedy, so that candidates differ by their z and not by luck. A pair answers one question, whose
-   difficulty cancels: the better of the two wins, equal rewards say nothing. With a question for all, as many answers
-   would try an eighth of the directions, and where nobody is right, none.
+   difficulty cancels: the better of the two wins, equal rewards say nothing. Were all asked the same eight questions,
+   as many answers would try an eighth of the directions.
 3. Only the strongest `components` of each matrix are perturbed. An estimate from few pairs points uphill with a cosine
    of about sqrt(pairs / D), and the first two components of SmolLM2-135M's matrices, 420 of 97,920 numbers, hold 0.3 of
    the squared gradient of the right answers' log-likelihood. Thin products are cheaper, too.

@@ -68,7 +68,7 @@ with joined("cpu") as team:
     adapted.team = team
     run = start(adapted, folder=RunFolder(Path(sys.argv[4])), listener=Told(), task=Disagreeing())
     trained = run.run(LocalRegistry([Path(sys.argv[3])]))
-    z = hashlib.sha256(run.trainer.flat.detach().numpy().tobytes()).hexdigest()
+    z = hashlib.sha256(run.policy.flat.detach().numpy().tobytes()).hexdigest()
     tell("done", team.rank, team.size, z, trained.entry.reference)
 """
 
@@ -145,6 +145,19 @@ def test_two_processes_train_what_one_does(
     folder = fresh(counting)
     output = ended(together(folder, "go"))
     assert_as_alone(output, folder, alone, LocalRegistry([tmp_path / "experts"]))
+
+
+def test_two_processes_share_the_candidates_of_an_evolution(
+    together: Callable[[RunFolder, str], subprocess.Popen[str]], open_counting: Open, tmp_path: Path
+) -> None:
+    config = replace(SMALL, trainer="evolution", population=16, sigma=0.1, components=0, learning_rate=8.0)
+    adapted = open_counting()
+    adapted.model.double()
+    alone = start(adapted, config)
+    alone.run(LocalRegistry([tmp_path / "alone"]))
+    folder = fresh(adapted, config)
+    output = ended(together(folder, "go"))
+    assert_as_alone(output, folder, alone.folder, LocalRegistry([tmp_path / "experts"]))
 
 
 def test_processes_that_judge_differently_agree_on_what_is_best(
