@@ -60,9 +60,8 @@ class TrainConfig:
     max_gradient_norm: float = 1.0
     max_relative_step: float = 2.5e-3  # of ||W'_new - W'|| / ||W||, times the schedule's share; 0: no bound
     weight_decay: float = 0.0
-    population: int = 64  # evolution: candidates per step, in pairs; each pair answers one question
-    sigma: float = 0.05  # evolution: standard deviation of a candidate's p
-    components: int = 2  # evolution: of each matrix, how many of the strongest are perturbed; 0: all
+    population: int = 16  # evolution: candidates per step, in pairs
+    sigma: float = 0.02  # evolution: standard deviation of a candidate's p
     micro_batch: int = 4  # prompts per forward and backward: bounds the memory, does not change the result
     validate_every: int = 10
     validation_examples: int = 100
@@ -86,8 +85,6 @@ class TrainConfig:
             raise ValueError("a leave-one-out baseline needs a group of at least 2 rollouts")
         if self.trainer == "evolution" and (self.adapter != "svf" or self.population < 2 or self.population % 2):
             raise ValueError("evolution needs the adapter svf, and a population of pairs")
-        if self.components < 0:
-            raise ValueError(f"components must be at least 0, not {self.components}")
         if self.max_relative_step and (self.adapter != "svf" or self.parametrisation != "linear"):
             raise ValueError("a bound on the relative step needs the adapter svf and the linear parametrisation")
 
@@ -141,7 +138,7 @@ ADAPTER_DEFAULTS: dict[str, dict[str, object]] = {"svf": {}, "lora": {"learning_
 TRAINER_DEFAULTS: dict[str, dict[str, object]] = {
     "policy-gradient": {},
     # Its steps are as long as its candidates' distances say: no schedule, and no bound on them.
-    "evolution": {"learning_rate": 24.0, "warmup_steps": 0, "kl_coefficient": 0.0}
+    "evolution": {"prompts_per_step": 4, "learning_rate": 2.0, "warmup_steps": 0, "kl_coefficient": 0.0}
     | {"schedule": "constant", "max_relative_step": 0.0},
     # One forward and backward pass per question, nothing sampled, and no text that a KL could keep like the base's.
     "labels": {"steps": 40, "prompts_per_step": 16, "micro_batch": 16, "validation_examples": 160}

@@ -29,9 +29,7 @@ COUNTS = (  # settings that must not be 0; none is negative
     *("steps", "prompts_per_step", "group", "micro_batch"),
     *("validate_every", "validation_examples", "evaluation_examples"),
 )
-WITHOUT: dict[str, object] = {  # as before they were
-    **{"rounds": 1, "stuck": 0.0, "max_relative_step": 0.0, "retries": 0, "components": 0},
-}
+WITHOUT: dict[str, object] = {"rounds": 1, "stuck": 0.0, "max_relative_step": 0.0, "retries": 0}  # as before they were
 NOT_RECORDED = "not recorded"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,19 +16,17 @@ from t2cli.evaluation.evaluate import answers_in_use
 from t2cli.models.adapted import AdaptedModel
 from t2cli.registry.local import LocalRegistry
 from t2cli.svf.zvector import ZVectors, unflatten
+from t2cli.tasks.base import Example, load_task
 from t2cli.training import evolution
 from t2cli.training.checkpoint import run_to_resume
-from t2cli.training.evolution import EvolutionTrainer, fitness, strongest
+from t2cli.training.evolution import EvolutionTrainer, fitness
 
-EVOLVED = replace(
-    SMALL, trainer="evolution", prompts_per_step=4, population=32, sigma=0.1, components=0, learning_rate=8.0, steps=20
-)
+EVOLVED = replace(SMALL, trainer="evolution", prompts_per_step=4, population=16, sigma=0.1, learning_rate=2.0, steps=15)
 NOTHING = torch.Generator()
 
 
-@pytest.mark.parametrize("components", [8, 0])
-def test_rewards_rise(counting: AdaptedModel, components: int) -> None:
-    trainer, task = EvolutionTrainer(counting, replace(EVOLVED, components=components)), OddTask()
+def test_rewards_rise(counting: AdaptedModel) -> None:
+    trainer, task = EvolutionTrainer(counting, EVOLVED), OddTask()
     held_out = task.examples("validation", 32, 0)
     before = sum(answers_in_use(counting, task, held_out).right)
     for step in range(EVOLVED.steps):
@@ -36,63 +36,67 @@ def test_rewards_rise(counting: AdaptedModel, components: int) -> None:
         assert sum(answers_in_use(counting, task, held_out).right) > before + 6
 
 
-@pytest.mark.parametrize(("components", "sigma"), [(3, 0.5), (0, 0.1)])
-def test_an_update_by_hand(
-    counting: AdaptedModel, monkeypatch: pytest.MonkeyPatch, components: int, sigma: float
-) -> None:
-    """Every candidate answers alone here: p += rate * sigma^2 * 1 / (N sigma) sum of u_i eps_i, u the rank."""
-    task, ranks = OddTask(), counting.ranks
+def test_an_update_by_hand(counting: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate answers alone here: p += rate * sigma^2 * 1 / (N sigma) sum of u_i eps_i, u from -0.5 to 0.5."""
+    task = OddTask()
     examples = task.examples("train", 4, 0)
-    config = replace(EVOLVED, population=10, components=components, sigma=sigma)  # five pairs and four questions
-    names = sorted(ranks)
-    kept = torch.cat([torch.arange(ranks[name]) < (components or ranks[name]) for name in names])  # (P,)
-    noise = torch.zeros(10, len(kept))
-    noise[:, kept] = evolution.perturbations(0, 0, 10, int(kept.sum()), sigma)
-    right = []
-    for row, shift in enumerate(noise):
-        with counting.use_z(ZVectors(unflatten(1 + shift, ranks))):
-            ids = prompt = counting.base.encode(task.messages(examples[row % 5 % 4]))
-            for _ in range(task.max_new_tokens):
-                ids = [*ids, int(counting.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
-                if ids[-1] in counting.base.eos:
-                    break
-            odd = set(counting.base.decode(ids[len(prompt) :])) & set("13579")
-            right.append(bool(odd) and ids[-1] in counting.base.eos)
-    won = [right[row] - right[(row + 5) % 10] for row in range(10)]
-    assert any(won), "the test needs a pair whose answers differ"
-    wanted = torch.ones(len(kept))
-    for row, shift in enumerate(noise):
-        below, above = (sum(sign * other < sign * won[row] for other in won) for sign in (1, -1))
-        wanted += 8.0 * sigma**2 * (below - above) / (2 * 9) * (shift / sigma) / (10 * sigma)
+    config = replace(EVOLVED, population=6)
+    noise = evolution.perturbations(0, 0, 6, sum(counting.ranks.values()), 0.1)
+    scores = []
+    for shift in noise:
+        z = ZVectors(unflatten(1 + shift, counting.ranks))
+        with counting.use_z(z):
+            right = 0
+            logp = 0.0
+            for example in examples:
+                prompt = counting.base.encode(task.messages(example))
+                ids = list(prompt)
+                for _ in range(task.max_new_tokens):
+                    token = int(counting.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+                    ids.append(token)
+                    if token in counting.base.eos:
+                        right += set(counting.base.decode(ids[len(prompt) :])) & set("13579") != set()
+                        break
+                (answer,) = counting.base.tokenizer(example.answer)["input_ids"]
+                logits = counting.model(input_ids=torch.tensor([prompt])).logits[0, -1]
+                logp += float(logits.log_softmax(-1)[answer]) / 4
+        scores.append((right, logp))
+    order = sorted(range(6), key=lambda row: scores[row])
+    wanted = torch.ones_like(noise[0])
+    for place, row in enumerate(order):
+        u = place / 5 - 0.5
+        wanted += 2.0 * 0.1**2 * u * (noise[row] / 0.1) / (6 * 0.1)
     trainer = EvolutionTrainer(counting, config)
     result = trainer.update(task, iter([examples]), NOTHING)
     assert torch.allclose(trainer.policy.flat, wanted, atol=1e-6)
-    assert torch.equal(trainer.policy.flat[~kept], torch.ones(int((~kept).sum())))
-    assert result.reward == pytest.approx(sum(2 * each - 1 for each in right) / 10)
-    assert result.informative == pytest.approx(sum(map(abs, won)) / 10)
-    monkeypatch.setattr(evolution, "ROWS", 3)
+    assert result.reward == pytest.approx(sum(2 * right - 4 for right, _ in scores) / 24)
+    monkeypatch.setattr(evolution, "ROWS", 5)  # one candidate in a batch
     again = EvolutionTrainer(counting, config)
     again.update(task, iter([examples]), NOTHING)
     assert torch.allclose(again.policy.flat, wanted, atol=1e-6)
 
 
-def test_the_better_of_a_pair_wins_and_equals_say_nothing() -> None:
-    rewards = torch.tensor([1.0, -1.0, 0.5, -1.0, -1.0, -1.0, -0.5, 1.0])
-    assert fitness(rewards).tolist() == [1.0, 0.0, 1.0, -1.0, -1.0, 0.0, -1.0, 1.0]
+def test_rewards_come_first_and_likelihood_breaks_ties() -> None:
+    rewards = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]])
+    logp = torch.tensor([-3.0, -9.0, -2.0, -1.0, -9.0])
+    assert fitness(rewards, logp).tolist() == [1.0, 3.0, 2.0, 0.0, 3.0]
 
 
-def test_the_strongest_components_of_each_matrix() -> None:
-    assert strongest({"b": 2, "a": 4}, 3).tolist() == [0, 1, 2, 4, 5]
-    assert strongest({"b": 2, "a": 4}, 0).tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_nothing_moves_where_all_answers_are_alike(counting: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evolution, "judged", lambda *found: torch.full((len(found[-1]),), -1.0))
-    trainer, task = EvolutionTrainer(counting, EVOLVED), OddTask()
+@pytest.mark.parametrize("reference", ["", "def f(x):\n    return 2"])
+def test_only_right_answers_break_ties_and_unit_tests_are_none(
+    reference: str, counting: AdaptedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "programs.yaml").write_text(
+        "name: programs\ncategory: code\ndescription: programs\nmax_new_tokens: 4\nanswer: {kind: tests}\n"
+        "source: {kind: jsonl, file: programs.jsonl}\n"
+    )
+    task = load_task(str(tmp_path / "programs.yaml"))
+    suite = json.dumps({"tests": "assert f(1) == 2", "reference": reference})
+    monkeypatch.setattr(evolution, "judged", lambda *found: torch.full((len(found[-1]),), -1.0))  # all alike
+    trainer = EvolutionTrainer(counting, EVOLVED)
     before = trainer.policy.flat.detach().clone()
-    result = trainer.update(task, iter([task.examples("train", 4, 0)]), NOTHING)
-    assert torch.equal(trainer.policy.flat, before)
-    assert result.informative == 0
+    trainer.update(task, iter([[Example("programs-0", "f?", suite)]]), NOTHING)
+    assert torch.equal(trainer.policy.flat, before) is not bool(reference)
 
 
 def test_a_run_publishes_an_expert_and_ends_the_same_after_an_interruption(

@@ -247,7 +247,6 @@ def test_the_base_is_validated_and_not_the_start(counting: AdaptedModel, registr
         {"rank": 0},
         {"trainer": "evolution", "adapter": "lora"},
         {"trainer": "evolution", "population": 15},
-        {"components": -1},
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
@@ -258,6 +257,7 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, object]) -> None
 def test_another_adapter_or_trainer_has_its_own_defaults_unless_given() -> None:
     assert preset("t2", adapter="lora").learning_rate == 2e-4
     assert preset("t2", adapter="lora", learning_rate=1e-3).learning_rate == 1e-3
+    assert preset("t2", trainer="evolution").prompts_per_step == 4
     evolution = preset("t2", trainer="evolution")  # what is recorded is what it does
     assert (evolution.schedule, evolution.max_relative_step, evolution.warmup_steps) == ("constant", 0.0, 0)
     with pytest.raises(NotFoundError, match="no trainer named 'evolutoin'"):

@@ -151,7 +151,7 @@ def test_two_processes_train_what_one_does(
 def test_two_processes_share_the_candidates_of_an_evolution(
     together: Callable[[RunFolder, str], subprocess.Popen[str]], open_counting: Open, tmp_path: Path
 ) -> None:
-    config = replace(SMALL, trainer="evolution", population=16, sigma=0.1, components=0, learning_rate=8.0)
+    config = replace(SMALL, trainer="evolution", population=16, prompts_per_step=4, sigma=0.1, learning_rate=2.0)
     adapted = open_counting()
     adapted.model.double()
     alone = start(adapted, config)
