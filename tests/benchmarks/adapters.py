@@ -161,6 +161,10 @@ def make(run: Run, options: argparse.Namespace) -> None:
 def work(options: argparse.Namespace) -> None:
     """Make what is missing, in order: the base's answers, all rates with one seed, more seeds, the equal time."""
     with ThreadPoolExecutor(options.workers) as pool:
+
+        def finish(runs: Sequence[Run]) -> None:
+            list(pool.map(lambda run: make(run, options), runs))
+
         asked = [Run(task, "svf", 0.0, 0) for task in options.tasks if not base_file(task, options).is_file()]
         list(pool.map(lambda run: spawn("base", run, options), asked))
         for task in options.tasks:
@@ -169,12 +173,11 @@ def work(options: argparse.Namespace) -> None:
                 for pair in zip(*RATES.values(), strict=True)
                 for adapter, rate in zip(RATES, pair, strict=True)
             ]
-            list(pool.map(lambda run: make(run, options), first))
+            finish(first)
             if not all(run.result(options.out) for run in first):
                 continue  # one failed, so that the best rate is not known
-            tuned = [run for adapter in RATES for run in tuned_runs(task, adapter, options)]
-            list(pool.map(lambda run: make(run, options), tuned))
-            list(pool.map(lambda run: make(run, options), runs_in_equal_time(task, options)))
+            finish([run for adapter in RATES for run in tuned_runs(task, adapter, options)])
+            finish(runs_in_equal_time(task, options))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -92,11 +92,15 @@ def together(counting_folder: Path, tmp_path: Path) -> Callable[[RunFolder, str]
 
 @pytest.fixture
 def alone(open_counting: Open, tmp_path: Path) -> RunFolder:
-    """Return a run that one process has finished; in float64, for rounding may choose another token."""
-    adapted = open_counting()
+    """Return a run that one process has finished."""
+    return finished_alone(open_counting(), ENOUGH, tmp_path)
+
+
+def finished_alone(adapted: AdaptedModel, config: TrainConfig, folder: Path) -> RunFolder:
+    """Train in this process; in float64, for rounding may choose another token."""
     adapted.model.double()
-    run = start(adapted, ENOUGH)
-    run.run(LocalRegistry([tmp_path / "alone"]))
+    run = start(adapted, config)
+    run.run(LocalRegistry([folder / "alone"]))
     return run.folder
 
 
@@ -149,16 +153,13 @@ def test_two_processes_train_what_one_does(
 
 
 def test_two_processes_share_the_candidates_of_an_evolution(
-    together: Callable[[RunFolder, str], subprocess.Popen[str]], open_counting: Open, tmp_path: Path
+    together: Callable[[RunFolder, str], subprocess.Popen[str]], counting: AdaptedModel, tmp_path: Path
 ) -> None:
     config = replace(SMALL, trainer="evolution", population=16, prompts_per_step=4, sigma=0.1, learning_rate=2.0)
-    adapted = open_counting()
-    adapted.model.double()
-    alone = start(adapted, config)
-    alone.run(LocalRegistry([tmp_path / "alone"]))
-    folder = fresh(adapted, config)
+    alone = finished_alone(counting, config, tmp_path)
+    folder = fresh(counting, config)
     output = ended(together(folder, "go"))
-    assert_as_alone(output, folder, alone.folder, LocalRegistry([tmp_path / "experts"]))
+    assert_as_alone(output, folder, alone, LocalRegistry([tmp_path / "experts"]))
 
 
 def test_processes_that_judge_differently_agree_on_what_is_best(
