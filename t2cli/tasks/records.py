@@ -197,7 +197,7 @@ def _not_offered(spec: AnswerSpec, question: str, answer: str) -> str:
     known = {each.lower() for each in offered} if spec.kind == "term" else set(offered)
     if (answer.lower() if spec.kind == "term" else answer) in known:
         return ""
-    where = "`terms`" if spec.kind == "term" else "what `candidates` finds in the question"
+    where = "`terms`" if spec.terms else "what `candidates` finds in the question"
     return f"the answer {answer!r:.60} is none of {where}: {', '.join(map(repr, offered[:8])) or 'nothing'}"
 
 

@@ -22,7 +22,8 @@
     stop: "```\\n"                  # optional: a completion ends where this regular expression matches its text
 
 `answer: {kind: word, candidates: REGEX}` finds the words a question offers: one group, every match.
-`answer: {kind: term, terms: [left, right]}` names the words that every question offers.
+`answer: {kind: term, terms: [left, right]}` names the words that every question offers, and `{kind: term, candidates:
+REGEX}` finds those of each, to be written in any case.
 
 Questions may also be read from files, JSONL or a JSON array of objects. Then the source is
 
@@ -77,7 +78,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """How a completion is judged: a kind of `REWARDS`; for `word` where its candidates are found, for `term` which."""
+    """How a completion is judged: a kind of `REWARDS`; where its candidates are found, or for `term` which they are."""
 
     kind: str
     candidates: str | None = None
@@ -196,14 +197,15 @@ def _stop(fields: Fields) -> str:
 
 def _answer(fields: Fields) -> AnswerSpec:
     kind = fields.one_of("kind", REWARDS)
-    if (kind == "word") != fields.has("candidates"):
-        raise fields.wrong("candidates", "goes with `kind: word`", "give both or neither")
+    listed = fields.has("terms")
+    if fields.has("candidates") != (kind == "word" or (kind == "term" and not listed)):
+        raise fields.wrong("candidates", "goes with `kind: word`, or `kind: term` without `terms`", "give one of these")
     candidates = fields.regex("candidates") if fields.has("candidates") else None
     if candidates and candidates.groups != 1:
         raise fields.wrong("candidates", "needs exactly one group", "put parentheses around the word")
-    if (kind == "term") != fields.has("terms"):
+    if listed and kind != "term":
         raise fields.wrong("terms", "goes with `kind: term`", "give both or neither")
-    terms = fields.texts("terms") if fields.has("terms") else ()
+    terms = fields.texts("terms") if listed else ()
     fields.done()
     return AnswerSpec(kind, candidates.pattern if candidates else None, terms)
 

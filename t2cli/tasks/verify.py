@@ -227,23 +227,35 @@ def word(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     `candidates` are the words the question offers, such as the names in a story; the answer counts
     as one of them. They are matched as whole words and with their case, so "Aaron" is not found in
     "Aaron-James" and the name "Will" not in "will". "Chad is committed to pigs." is right where Chad
-    is; repeating the story, or listing its names, is wrong whatever the answer.
+    is; repeating the story, or listing its names, is wrong whatever the answer. Of "water vapor" and
+    "water", which are candidates of more than one word, "water vapor" holds the longer one alone.
     """
     offered = {answer, *candidates}
     text = completion if any("_" in each for each in offered) else _without_underscores(completion)
-    return {each for each in offered if _has_word(text, each)} == {answer}
+    return _held(text, offered) == {answer}
 
 
 def term(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:
     """Tell whether the answer is the only one of the candidates that occurs in the completion, in any case.
 
-    As `word`, for a fixed list of words that a question does not name, such as "father" and "father-in-law".
+    As `word`, for a fixed list of words that a question does not name, such as "father" and "father-in-law", and for
+    the texts of choices.
     """
     return word(answer.lower(), completion.lower(), [each.lower() for each in candidates])
 
 
-def _has_word(text: str, wanted: str) -> bool:
-    return re.search(rf"(?<!\w)(?<!\w[-'\u2019]){re.escape(wanted)}(?!\w|-\w)", text) is not None
+def _held(text: str, offered: set[str]) -> set[str]:
+    """Return which of `offered` occur in the text, as whole words and not only as a part of a longer one."""
+    spans = {
+        each: [found.span() for found in re.finditer(rf"(?<!\w)(?<!\w[-'\u2019]){re.escape(each)}(?!\w|-\w)", text)]
+        for each in offered
+    }
+
+    def stands_alone(start: int, end: int) -> bool:
+        within = (a <= start and end <= b and (a, b) != (start, end) for found in spans.values() for a, b in found)
+        return not any(within)
+
+    return {each for each, found in spans.items() if any(stands_alone(*span) for span in found)}
 
 
 def unit_tests(answer: str, completion: str, candidates: Sequence[str] = ()) -> bool:

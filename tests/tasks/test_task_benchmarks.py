@@ -46,6 +46,16 @@ def test_arc_has_letters_whatever_the_labels_and_the_shape(name: str, record: ob
     assert item.answer == "B"
 
 
+@pytest.mark.parametrize("record", [BESIDE, INSIDE], ids=["the Hub's", "AI2's"])
+def test_a_right_choice_is_written_out(record: object, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(record))
+    task = read("arc-easy-text", tmp_path / "q.jsonl")
+    example = task.examples("train", 1, 0)[0]
+    assert example.question.splitlines() == ["Which is hot?", "- ice", "- fire", "- snow"]
+    said = {"Fire.": 1.0, "It is fire": 1.0, "B": -1.0, "ice": -1.0, "ice, fire or snow": -1.0, "fires": -1.0}
+    assert {text: task.reward(example, text) for text in said} == said
+
+
 def test_a_key_that_is_no_label_is_told(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(json.dumps({**BESIDE, "answerKey": "7"}))
     with pytest.raises(T2Error, match=r"q\.jsonl, line 1"):
@@ -69,6 +79,7 @@ def test_math_500_is_judged_by_meaning(tmp_path: Path) -> None:
 REAL = {
     "gsm8k": ("gsm8k", 7473, 1319),
     "arc-easy": ("arc", 2251, 570),
+    "arc-easy-text": ("arc", 2251, 570),
     "arc-challenge": ("arc", 0, 299),  # the file "Dev" alone, which is held out
 }
 

@@ -33,6 +33,16 @@ def files(folder: Path, *names: str) -> list[str]:
         ),
         (["ARC-Easy-Train.jsonl", "ARC-Challenge-Dev.jsonl"], "arc-challenge", {"test": "ARC-Challenge-Dev.jsonl"}),
         (["ARC-Easy-Train.jsonl", "ARC-Challenge-Dev.jsonl"], "arc-easy", {"file": "ARC-Easy-Train.jsonl"}),
+        (
+            ["ARC-Easy-Train.jsonl", "ARC-Easy-Dev.jsonl", "ARC-Challenge-Dev.jsonl"],
+            "arc-easy-text",
+            {"train": "ARC-Easy-Train.jsonl", "test": "ARC-Easy-Dev.jsonl"},
+        ),
+        (
+            ["my_easy_train.jsonl", "text_test.jsonl"],
+            "arc-easy-text",
+            {"train": "my_easy_train.jsonl", "test": "text_test.jsonl"},
+        ),
         (["gsm8k_train.jsonl", "test.jsonl"], "gsm8k", {"train": "gsm8k_train.jsonl", "test": "test.jsonl"}),
         (["train.jsonl", "testing.jsonl"], "own", {"train": "train.jsonl", "test": "testing.jsonl"}),
         (["test.jsonl"], "own", {"test": "test.jsonl"}),

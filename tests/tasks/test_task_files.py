@@ -170,6 +170,8 @@ def test_the_name_of_a_field_may_hold_anything(own: Callable[..., SpecTask]) -> 
         ("{kind: word, candidates: 'name (\\w+)'}", {"question": "name Ann or name Bob?", "answer": "Bob"}, ""),
         ("{kind: word, candidates: 'nom (\\w+)'}", {"question": "name Ann?", "answer": "Ann"}, "none of what `candid"),
         ("{kind: term, terms: [north, south]}", {"question": "Where?", "answer": "North"}, ""),
+        ("{kind: term, candidates: 'or (\\w+)'}", {"question": "Ice or fire or snow?", "answer": "Fire"}, ""),
+        ("{kind: term, candidates: 'or (\\w+)'}", {"question": "Ice or fire?", "answer": "snow"}, "what `candidates`"),
         ("{kind: term, terms: [north, south]}", {"question": "Where?", "answer": "noth"}, "none of `terms`: 'north'"),
     ],
 )

@@ -240,6 +240,21 @@ def test_underscores_of_a_candidate_are_no_emphasis() -> None:
     assert not word("init", "It is __init__", ["__init__", "init"])
 
 
+@pytest.mark.parametrize(
+    ("answer", "completion", "right"),
+    [
+        ("water vapor", "Water vapor.", True),
+        ("water", "Water vapor.", False),
+        ("water", "It is water.", True),
+        ("water", "Water is water vapor.", False),
+        ("water vapor", "Water is water vapor.", False),
+        ("vapor", "water vapor", False),
+    ],
+)
+def test_a_part_of_a_longer_candidate_is_not_said_by_it(answer: str, completion: str, right: bool) -> None:
+    assert term(answer, completion, ["water", "Water vapor", "vapor", "vapor trails"]) is right
+
+
 @given(st.lists(st.sampled_from(NAMES), max_size=6))
 def test_a_completion_has_at_most_one_right_word(said: list[str]) -> None:
     right = [name for name in NAMES if word(name, ", ".join(said), NAMES)]
