@@ -68,8 +68,8 @@ def _of_folder(folder: Path, task: str) -> dict[str, Path]:
     A file that names a split to hold out is never one of all questions, without a train file neither.
     """
     everything = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    own = _after(task, everything)
     splits_alone = [path for path in everything if set(_words(path.stem)) <= set().union(*_WORDS.values())]
+    own = _after(task, [path for path in everything if path not in splits_alone])
     files = [*own, *splits_alone] if own else everything  # not those that are named after other tasks
     found = {split: _only(_named(files, words), folder, split) for split, words in _WORDS.items()}
     chosen = {split: path for split, path in found.items() if path is not None}
@@ -94,8 +94,9 @@ def _words(name: str) -> list[str]:
 def _after(task: str, files: Sequence[Path]) -> list[Path]:
     """Return the files named after a task: with its first word, and as many of the others as any has."""
     words = _words(task)
-    shared = {path: len(set(words) & set(_words(path.stem))) for path in files if words[0] in _words(path.stem)}
-    return [path for path, count in shared.items() if count == max(shared.values())]
+    shared = {path: len(set(words) & set(_words(path.stem))) for path in _named(files, words[:1])}
+    most = max(shared.values(), default=0)
+    return [path for path, count in shared.items() if count == most]
 
 
 def _named(files: Iterable[Path], words: Sequence[str]) -> list[Path]:

@@ -199,7 +199,7 @@ def _answer(fields: Fields) -> AnswerSpec:
     kind = fields.one_of("kind", REWARDS)
     listed = fields.has("terms")
     if fields.has("candidates") != (kind == "word" or (kind == "term" and not listed)):
-        raise fields.wrong("candidates", "goes with `kind: word`, or `kind: term` without `terms`", "give one of these")
+        raise fields.wrong("candidates", "goes with `kind: word`, or `kind: term` without `terms`", "add or remove it")
     candidates = fields.regex("candidates") if fields.has("candidates") else None
     if candidates and candidates.groups != 1:
         raise fields.wrong("candidates", "needs exactly one group", "put parentheses around the word")

@@ -56,10 +56,12 @@ def test_a_right_choice_is_written_out(record: object, tmp_path: Path) -> None:
     assert {text: task.reward(example, text) for text in said} == said
 
 
-def test_a_key_that_is_no_label_is_told(tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text(json.dumps({**BESIDE, "answerKey": "7"}))
+@pytest.mark.parametrize("record", [BESIDE, INSIDE], ids=["the Hub's", "AI2's"])
+@pytest.mark.parametrize("name", ["arc-easy", "arc-easy-text"])
+def test_a_key_that_is_no_label_is_told(name: str, record: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({**record, "answerKey": "7"}))
     with pytest.raises(T2Error, match=r"q\.jsonl, line 1"):
-        read("arc-easy", tmp_path / "q.jsonl").examples("train", 1, 0)
+        read(name, tmp_path / "q.jsonl").examples("train", 1, 0)
 
 
 def test_math_500_is_judged_by_meaning(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def files(folder: Path, *names: str) -> list[str]:
         (["train.jsonl", "test.jsonl"], "gsm8k", {"train": "train.jsonl", "test": "test.jsonl"}),
         (["README.md", "all.json"], "own", {"file": "all.json"}),
         (["train.jsonl"], "own", {"file": "train.jsonl"}),
+        (["train.jsonl", "test.jsonl"], "test-mine", {"train": "train.jsonl", "test": "test.jsonl"}),
         (
             ["ARC-Easy-Train.jsonl", "ARC-Easy-Dev.jsonl", "ARC-Challenge-Dev.jsonl"],
             "arc-easy",
